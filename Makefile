@@ -1,0 +1,59 @@
+# Every target works on its own in a fresh checkout: it needs Python 3.10+ with pip and venv, nothing else.
+
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+TEST_STAMP := $(VENV)/.installed-test
+BENCH_STAMP := $(VENV)/.installed-bench
+
+# Scripts start through this so that they can import torchvision where its compiled operators don't load.
+RUN := $(BIN)/python -m tests.torchvision_stub
+PAGES = $(wildcard README.md docs/*.md)
+
+.PHONY: test demo lint types docs-check examples bench zoo ci clean
+
+test: $(TEST_STAMP)
+	$(BIN)/python -m pytest -n auto
+
+demo: $(TEST_STAMP)
+	$(RUN) examples/digits_demo.py
+	$(RUN) examples/resnet50_demo.py
+
+lint: $(TEST_STAMP)
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+
+types: $(TEST_STAMP)
+	$(BIN)/mypy
+
+docs-check: $(TEST_STAMP)
+	$(BIN)/python -m tests.run_code_blocks $(PAGES)
+
+examples: $(TEST_STAMP)
+	set -e; for script in $(wildcard examples/*.py); do echo "== $$script"; $(RUN) $$script; done
+
+bench: $(BENCH_STAMP)
+	set -e; for script in $(filter-out %/zoo.py,$(wildcard benchmarks/*.py)); do echo "== $$script"; $(RUN) $$script; done
+
+zoo: $(BENCH_STAMP)
+	$(RUN) benchmarks/zoo.py
+
+ci:
+	bash .ci/run
+
+clean:
+	rm -rf $(VENV) build dist .pytest_cache .mypy_cache .ruff_cache .hypothesis
+
+$(BIN)/python:
+	$(PYTHON) -m venv $(VENV)
+
+# torch goes first and alone, at its pinned version: asked for together with packages that depend on it, pip may settle
+# on the newest release, whose default build brings several gigabytes of CUDA libraries.
+$(TEST_STAMP): pyproject.toml constraints.txt | $(BIN)/python
+	$(BIN)/python -m pip install --quiet -c constraints.txt "$$(grep '^torch==' constraints.txt)"
+	$(BIN)/python -m pip install --quiet -c constraints.txt -e '.[test]'
+	touch $@
+
+$(BENCH_STAMP): $(TEST_STAMP)
+	$(BIN)/python -m pip install --quiet -c constraints.txt -e '.[bench]'
+	touch $@

@@ -1,0 +1,33 @@
+"""surgeon: a structured channel-surgery compiler for PyTorch.
+
+    result = surgeon.prune(model, example_inputs, flops=0.5)
+    result.model      # the same class, physically smaller
+    result.plan       # what went and what stayed
+    result.proof      # the masked original computes the same
+    result.report     # before and after
+"""
+
+from surgeon.api import Result, prune, trace
+from surgeon.errors import SurgeonError
+from surgeon.operate import operate
+from surgeon.plan import Plan, plan
+from surgeon.report import Report, compare
+from surgeon.score import score
+from surgeon.verify import Proof, verify
+
+__version__ = "0.1.0"
+
+__all__ = [
+    "Plan",
+    "Proof",
+    "Report",
+    "Result",
+    "SurgeonError",
+    "compare",
+    "operate",
+    "plan",
+    "prune",
+    "score",
+    "trace",
+    "verify",
+]

@@ -1,0 +1,92 @@
+"""The verbs."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any, Iterable
+
+from torch import nn
+
+from surgeon.graph import DependencyGraph
+from surgeon.labels.run import run
+from surgeon.modules import bare
+from surgeon.operate import operate
+from surgeon.plan import Plan
+from surgeon.plan import plan as make_plan
+from surgeon.report import Report, compare
+from surgeon.score import score
+from surgeon.verify import Proof, count_flops, verify
+
+
+@dataclass(frozen=True)
+class Result:
+    """What ``prune`` returns: the small model, the plan that made it, the proof, and the report."""
+
+    model: nn.Module
+    plan: Plan
+    proof: Proof | None
+    report: Report
+
+    def __str__(self) -> str:
+        return f"{self.plan}\n{self.proof or 'not verified'}"
+
+
+def trace(model: nn.Module, example_inputs: Any, *, keep: Iterable[Any] = ()) -> DependencyGraph:
+    """Run the model once and return what is coupled with what.
+
+    Parameters
+    ----------
+    example_inputs : a tensor, a tuple of positional arguments, or a dict of keyword arguments
+    keep : layers to leave as they are: names, globs, modules, or ``{"out": ..., "in": ...}`` to keep only the outputs
+        or inputs of a layer
+
+    Raises
+    ------
+    TraceError when the forward fails, UnsupportedModel, UnknownLayer
+
+    Examples
+    --------
+    >>> graph = surgeon.trace(model, torch.randn(1, 3, 224, 224), keep=("head",))
+    >>> print(graph.explain("layer3.0.conv1"))
+    """
+    model = bare(model)
+    recorded = run(model, example_inputs, keep)
+    return DependencyGraph(model, recorded.flow, recorded.constraints, recorded.calls)
+
+
+def prune(
+    model: nn.Module,
+    example_inputs: Any,
+    *,
+    criterion: Any = "l1",
+    keep: Iterable[Any] = (),
+    check: bool = True,
+    **budget: Any,
+) -> Result:
+    """Cut a model to a budget, prove the cut right, and report; the original is untouched.
+
+    Parameters
+    ----------
+    criterion : a name such as "l1", or a callable ``(graph, group) -> Tensor[units]``
+    keep : layers to leave as they are
+    check : prove the result against the masked original
+    budget : ``flops``, ``params`` (what may remain), ``ratio`` (what goes), ``scope``, ``round_to``, ``floor``, ``groups``:
+        see ``plan``
+
+    Raises
+    ------
+    SurgeonError and its kinds, each with what to do next.
+
+    Examples
+    --------
+    >>> result = surgeon.prune(model, x, flops=0.5)
+    >>> result.model, result.plan, result.proof, result.report
+    """
+    model = bare(model)
+    graph = trace(model, example_inputs, keep=keep)
+    graph.require_free()
+    plan = make_plan(graph, score(graph, criterion), **budget)
+    small = operate(model, plan)
+    counts = (count_flops(model, example_inputs), count_flops(small, example_inputs))
+    proof = verify(model, small, plan, example_inputs, counts=counts) if check else None
+    return Result(small, plan, proof, compare(model, small, example_inputs, counts=counts))

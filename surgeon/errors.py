@@ -1,0 +1,76 @@
+"""Errors that surgeon raises.
+
+SurgeonError
+├── TraceError          the forward pass could not be recorded
+├── UnsupportedModel    the object is not a module that can be recorded (scripted, ...)
+├── NothingPrunable     no group is free; lists why for each layer
+├── UnknownLayer        a name in ``keep`` or ``groups`` matches no layer; lists the nearest
+├── BudgetError         a ratio or budget is malformed or out of range
+│   └── InfeasibleBudget    the budget is below what floors and pins leave reachable
+├── ScoreError          weights or scores that can't be ranked (NaN, wrong length)
+├── PlanMismatch        the plan was made for another architecture; names the tensor
+└── VerificationError   the small model does not compute what the masked original computes
+"""
+
+from __future__ import annotations
+
+from difflib import get_close_matches
+from typing import Iterable
+
+__all__ = [
+    "SurgeonError",
+    "TraceError",
+    "UnsupportedModel",
+    "NothingPrunable",
+    "UnknownLayer",
+    "BudgetError",
+    "InfeasibleBudget",
+    "ScoreError",
+    "PlanMismatch",
+    "VerificationError",
+]
+
+
+class SurgeonError(Exception):
+    """Base of all errors that surgeon raises on purpose."""
+
+
+class TraceError(SurgeonError):
+    """The forward pass could not be recorded."""
+
+
+class UnsupportedModel(SurgeonError):
+    """The object given as a model can't be recorded."""
+
+
+class NothingPrunable(SurgeonError):
+    """No group of the model may lose a unit."""
+
+
+class UnknownLayer(SurgeonError):
+    """A layer name matches nothing in the model."""
+
+    def __init__(self, name: str, known: Iterable[str]) -> None:
+        near = get_close_matches(name, list(known), n=3, cutoff=0.4)
+        hint = f"; did you mean {', '.join(map(repr, near))}?" if near else ""
+        super().__init__(f"no layer or parameter matches {name!r}{hint}")
+
+
+class BudgetError(SurgeonError, ValueError):
+    """A ratio, floor, multiple or budget is malformed or out of range."""
+
+
+class InfeasibleBudget(BudgetError):
+    """The budget is below what floors and pins leave reachable."""
+
+
+class ScoreError(SurgeonError):
+    """Scores that can't rank units."""
+
+
+class PlanMismatch(SurgeonError):
+    """The plan was made for another architecture."""
+
+
+class VerificationError(SurgeonError):
+    """The small model does not compute what the masked original computes."""

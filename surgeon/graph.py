@@ -1,0 +1,435 @@
+"""The dependency graph: layers, coupled groups, and why they are coupled."""
+
+from __future__ import annotations
+
+import fnmatch
+from dataclasses import dataclass, field
+from functools import cached_property
+from typing import Any, Iterable, Iterator, Mapping, Sequence
+
+import networkx as nx
+import numpy as np
+from scipy import sparse
+from torch import Tensor, nn
+
+from surgeon.errors import NothingPrunable, UnknownLayer
+from surgeon.labels.family import Extent, Family, Value, extent
+from surgeon.labels.flow import Flow, Op, Shape
+from surgeon.labels.sizes import Constraint, Index, Settlement, settle
+from surgeon.labels.space import Reason
+from surgeon.labels.units import Block, Solution, arrange, solve
+from surgeon.trace import Attribute, Width
+
+Dim = "int | Counted"
+
+
+@dataclass(frozen=True)
+class Counted:
+    """A dimension that can shrink: ``counts[count]``, divided by ``counts[rows]`` where rows are given."""
+
+    count: int
+    rows: int | None
+    size: int
+
+    def of(self, counts: np.ndarray) -> int | None:
+        """Return the width under new counts; None when rows would be of unequal length."""
+        total = int(counts[self.count])
+        if self.rows is None:
+            return total
+        rows = int(counts[self.rows])
+        return total // rows if rows and total % rows == 0 else None
+
+    def __str__(self) -> str:
+        return str(self.size)
+
+
+@dataclass(frozen=True, eq=False)
+class Place:
+    """Where labels sit in a parameter: the classes of all positions along ``dims``, flattened."""
+
+    parameter: str
+    dims: tuple[int, ...]
+    classes: np.ndarray
+    sides: frozenset[str] = frozenset()
+
+    @property
+    def layer(self) -> str:
+        return self.parameter.rpartition(".")[0]
+
+    def __str__(self) -> str:
+        return f"{self.parameter} dim {', '.join(map(str, self.dims))}"
+
+
+@dataclass(frozen=True, eq=False)
+class Group:
+    """Units that are cut from the same places.
+
+    units    ids of the units; one removal step takes one unit of each row of ``grid``
+    grid     ``[rows][units]``: sets of units that have to lose equally many; one row where there is no grid
+    size     number of removal steps, which is the number of units where there is no grid
+    touched  per removal step, how many positions go from each counted width
+    """
+
+    name: str
+    size: int
+    units: np.ndarray
+    grid: tuple[np.ndarray, ...]
+    members: tuple[Place, ...]
+    touched: Mapping[int, int] = field(default_factory=dict)
+    pinned: Reason | None = None
+
+    def __str__(self) -> str:
+        state = f"pinned: {self.pinned}" if self.pinned else f"{self.size} steps"
+        rows = f" in {len(self.grid)} rows" if len(self.grid) > 1 else ""
+        return f"{self.name}: {len(self.units)} units{rows}, {state}; {', '.join(map(str, self.members))}"
+
+
+class Counts:
+    """Register of counted widths: each is a multiset of label classes."""
+
+    def __init__(self, solution: Solution) -> None:
+        self.solution = solution
+        self.rows: list[np.ndarray] = []
+        self._by_content: dict[bytes, int] = {}
+        self._by_tensor: dict[int, tuple[int, Tensor]] = {}
+
+    def add(self, labels: Tensor) -> int:
+        known = self._by_tensor.get(id(labels))
+        if known is not None:
+            return known[0]
+        classes = np.sort(self.solution.class_of[labels.reshape(-1).numpy()])
+        number = self._by_content.setdefault(classes.tobytes(), len(self.rows))
+        if number == len(self.rows):
+            self.rows.append(classes)
+        self._by_tensor[id(labels)] = (number, labels)
+        return number
+
+    def dim(self, width: Extent | int) -> int | Counted:
+        """Lower a width to a constant or a count."""
+        if isinstance(width, int):
+            return width
+        rows = None if width.rows is None else self.add(width.rows)
+        return Counted(self.add(width.labels), rows, width.size)
+
+    def shape(self, shape: Shape) -> tuple[int | Counted, ...]:
+        sizes, families = shape
+        return tuple(self.dim(extent(sizes, families, dim)) for dim in range(len(sizes)))
+
+    def matrix(self) -> sparse.csr_matrix:
+        """Return how often each class occurs in each width, ``[widths, classes]``."""
+        lengths = [len(row) for row in self.rows]
+        columns = np.concatenate(self.rows) if self.rows else np.zeros(0, np.int64)
+        rows = np.repeat(np.arange(len(self.rows)), lengths)
+        shape = (len(self.rows), self.solution.classes)
+        return sparse.csr_matrix((np.ones(len(columns), np.int32), (rows, columns)), shape=shape)
+
+
+@dataclass(frozen=True, eq=False)
+class Node:
+    """One recorded op with symbolic shapes: the cost model reads these."""
+
+    index: int
+    name: str
+    module: str
+    source: str
+    operands: tuple[tuple[int | Counted, ...], ...]
+    results: tuple[tuple[int | Counted, ...], ...]
+    parameters: tuple[str, ...]
+    settings: Mapping[str, Any]
+
+    def __str__(self) -> str:
+        return f"{self.name} in {self.module or 'the model'} ({self.source})"
+
+
+class DependencyGraph:
+    """What is coupled with what in one model, and what may be cut.
+
+    Attributes
+    ----------
+    layers : networkx.DiGraph with a node per layer that owns parameters and an edge per dependency
+    groups : coupled groups, free ones first
+    nodes : recorded ops with symbolic shapes
+    shapes : parameter and buffer name -> symbolic shape
+    """
+
+    def __init__(self, model: nn.Module, flow: Flow, constraints: Sequence[Constraint], ended: int) -> None:
+        self.model = model
+        self.solution = solve(flow.space)
+        self.counts = Counts(self.solution)
+        self.flow = flow
+        self.total_ops = ended
+        self.old = {a: v for c in constraints for a in c.attributes() if (v := _current(model, a)) is not None}
+        self.places = [
+            _place(name, value, family, flow, self.solution)
+            for name, value in flow.leaves.items()
+            for family in value.families
+        ]
+        self.shapes = {
+            name: self.counts.shape((value.shape, tuple(value.families))) for name, value in flow.leaves.items()
+        }
+        self.parameters = {name for name, _ in model.named_parameters()}
+        self.aliases = _aliases(model, self.shapes)
+        self.nodes = [self._lower(op) for op in flow.ops]
+        self._ids: dict[int, Counted] = {}
+        for constraint in constraints:
+            for width in constraint.widths():
+                lowered = self.counts.dim(width.source)
+                assert isinstance(lowered, Counted)
+                self._ids[id(width)] = lowered
+        self.constraints = Index(constraints, self._count_ids)
+        self.incidence = self.counts.matrix()
+        self.initial = np.asarray(self.incidence.sum(axis=1)).ravel()
+        self.groups = self._groups()
+        self.layers = _layer_graph(model, self)
+
+    # -- building ------------------------------------------------------------------------------------
+
+    def _lower(self, op: Op) -> Node:
+        operands = tuple(self.counts.shape(s) for s in op.operands if s is not None)
+        results = tuple(self.counts.shape(s) for s in op.results)
+        return Node(op.index, op.name, op.module, op.source, operands, results, op.parameters, op.settings)
+
+    def _count_ids(self, width: Width) -> list[int]:
+        counted = self._ids[id(width)]
+        return [counted.count] if counted.rows is None else [counted.count, counted.rows]
+
+    def width(self, counts: np.ndarray) -> Any:
+        """Return a function from tracked widths to their values under new counts."""
+        return lambda width: self._ids[id(width)].of(counts)
+
+    def settle(self, counts: np.ndarray) -> Settlement:
+        """Solve for all attributes under new counts."""
+        changed = np.flatnonzero(counts != self.initial)
+        return settle(self.constraints.touched(changed.tolist()), self.width(counts), self.old)
+
+    def _groups(self) -> list[Group]:
+        blocks = arrange(self.solution, self.incidence)
+        touched = (self.solution.closure @ self.incidence.T).tocsr()
+        homes = self._homes(self.solution.closure)
+        groups = [self._group(block, touched, homes) for block in blocks]
+        groups = [self._probed(g) if g.pinned is None else g for g in groups if g.members]
+        groups += self._pinned_groups()
+        order = {place.parameter: i for i, place in reversed(list(enumerate(self.places)))}
+        groups.sort(key=lambda g: (g.pinned is not None, min(order[m.parameter] for m in g.members)))
+        return _named(groups)
+
+    def _homes(self, closure: sparse.csr_matrix) -> sparse.csr_matrix:
+        """Return which places each row of a class matrix touches, ``[rows, places]``."""
+        matrices = [
+            sparse.csr_matrix(
+                (np.ones(len(p.classes), np.int32), (np.full(len(p.classes), 0), p.classes)),
+                shape=(1, self.solution.classes),
+            )
+            for p in self.places
+        ]
+        if not matrices:
+            return sparse.csr_matrix((closure.shape[0], 0), dtype=np.int32)
+        return (closure @ sparse.vstack(matrices).T).tocsr()
+
+    def _group(self, block: Block, touched: sparse.csr_matrix, homes: sparse.csr_matrix) -> Group:
+        first = [atom[: len(atom) // block.steps] for atom in block.atoms]
+        step = np.concatenate(first)
+        lost = np.asarray(touched[step].sum(axis=0)).ravel()
+        where = np.flatnonzero(np.asarray(homes[[a[0] for a in block.atoms]].sum(axis=0)).ravel())
+        members = tuple(self.places[i] for i in where)
+        widths = {int(i): int(lost[i]) for i in np.flatnonzero(lost)}
+        return Group("", block.steps, np.concatenate(block.atoms), block.atoms, members, widths, block.reason)
+
+    def _probed(self, group: Group) -> Group:
+        """Try a cut of one step and of all but one: sizes that then don't fit pin the group."""
+        if group.size < 2:
+            return _pin(group, Reason("a single unit: cutting it would leave nothing"))
+        touched = self.constraints.touched(group.touched)
+        for steps in {1, group.size - 1}:
+            counts = self.initial.copy()
+            for width, lost in group.touched.items():
+                counts[width] -= steps * lost
+            conflicts = settle(touched, self.width(counts), self.old).conflicts
+            if conflicts:
+                c = conflicts[0]
+                return _pin(group, Reason(f"a size can't follow the cut ({c})", c.at))
+        return group
+
+    def _pinned_groups(self) -> list[Group]:
+        pinned = np.flatnonzero(self.solution.pinned >= 0)
+        each = sparse.csr_matrix(
+            (np.ones(len(pinned), np.int32), (np.arange(len(pinned)), pinned)),
+            shape=(len(pinned), self.solution.classes),
+        )
+        homes = self._homes(each)
+        inside = np.flatnonzero(np.diff(homes.indptr))
+        by_place: dict[tuple[int, ...], list[int]] = {}
+        for row in inside:
+            key = tuple(homes.indices[homes.indptr[row] : homes.indptr[row + 1]])
+            by_place.setdefault(key, []).append(int(pinned[row]))
+        groups = []
+        for key, classes in by_place.items():
+            reason = self.solution.reasons[self.solution.pinned[classes[0]]]
+            members = tuple(self.places[i] for i in sorted(key))
+            groups.append(Group("", len(classes), np.array(classes), (np.array(classes),), members, {}, reason))
+        return groups
+
+    # -- asking --------------------------------------------------------------------------------------
+
+    @property
+    def free(self) -> list[Group]:
+        """Groups that may be cut."""
+        return [g for g in self.groups if g.pinned is None]
+
+    def __str__(self) -> str:
+        pinned = len(self.groups) - len(self.free)
+        units = sum(g.size for g in self.free)
+        return f"DependencyGraph({len(self.nodes)} ops, {len(self.free)} free groups of {units} units, {pinned} pinned groups)"
+
+    __repr__ = __str__
+
+    def dead_classes(self, units: Iterable[int]) -> np.ndarray:
+        """Return which classes die with the given units, ``[classes]``."""
+        chosen = np.zeros(self.solution.closure.shape[0], np.int32)
+        chosen[np.fromiter(units, int)] = 1
+        return np.asarray(self.solution.closure.T @ chosen) > 0
+
+    def tensor(self, name: str) -> Tensor:
+        """Return a parameter or buffer by name."""
+        owner, _, leaf = name.rpartition(".")
+        return getattr(self.model.get_submodule(owner), leaf)  # type: ignore[no-any-return]
+
+    def nesting(self) -> tuple[set[str], set[str]]:
+        """Return the groups whose units take units of other groups along (rows), and those others (columns)."""
+        reach = self.solution.closure
+        owner = np.full(self.solution.classes, -1)
+        for i, group in enumerate(self.free):
+            inside = np.diff(reach[group.units].indptr)
+            if (inside == 1).all():
+                owner[reach[group.units].indices] = i
+        outer, inner = set(), set()
+        for i, group in enumerate(self.free):
+            held = set(owner[reach[group.units].indices].tolist()) - {-1, i}
+            if held:
+                outer.add(group.name)
+                inner |= {self.free[k].name for k in held}
+        return outer, inner
+
+    def step_width(self, group: Group) -> int:
+        """Return how many positions of the naming layer's output one step takes: what ``round_to`` rounds."""
+        at_home = [m for m in group.members if m.layer == group.name.partition("#")[0] and "out" in m.sides]
+        place = (at_home or list(group.members))[0]
+        units = np.concatenate([row[: len(row) // group.size] for row in group.grid])
+        dead = self.dead_classes(units)
+        return max(1, int(dead[place.classes].sum()))
+
+    def reductions(self) -> Iterator[tuple[int, str, int, tuple[int, ...], np.ndarray]]:
+        """Yield the calls that sum or normalise along dimensions that may shrink: (call, op, tensor, dims, classes)."""
+        for op in self.flow.ops:
+            for reduction in op.reductions:
+                for family in reduction.shape[1]:
+                    classes = self.solution.class_of[family.labels.reshape(-1).numpy()]
+                    yield op.index, op.name, reduction.position, family.dims, classes
+
+    def layer_names(self) -> list[str]:
+        """Return the paths of the layers that own parameters."""
+        return [name for name in self.layers]
+
+    def reason(self, group: Group) -> str:
+        """Say why a group is pinned, with op and source line."""
+        if group.pinned is None:
+            return ""
+        at = next((op for op in self.flow.ops if op.index == group.pinned.at), None)
+        return group.pinned.text + (f", at {at}" if at is not None and str(at) not in group.pinned.text else "")
+
+    def explain(self, layer: str) -> str:
+        """Say who is cut together with a layer and why, or why it can't be cut.
+
+        Raises UnknownLayer with the nearest names.
+        """
+        known = sorted({p.layer for p in self.places} | {p.parameter for p in self.places})
+        matched = fnmatch.filter(known, layer)
+        if not matched:
+            raise UnknownLayer(layer, known)
+        lines = []
+        for group in self.groups:
+            here = [m for m in group.members if m.layer in matched or m.parameter in matched]
+            if here:
+                lines.extend(self._explain_group(group, here))
+        return "\n".join(lines) or f"{layer}: no call of the recorded run used its parameters"
+
+    def _explain_group(self, group: Group, here: Sequence[Place]) -> list[str]:
+        what = ", ".join(map(str, here))
+        if group.pinned is not None:
+            return [f"{what}: {len(group.units)} positions stay: {self.reason(group)}"]
+        others = sorted({str(m) for m in group.members} - {str(m) for m in here})
+        rows = f", in {len(group.grid)} rows that lose equally many" if len(group.grid) > 1 else ""
+        lines = [f"{what}: group {group.name!r}, {group.size} units{rows}"]
+        lines += [f"    cut together with {other}" for other in others]
+        lines += [f"    tied by {op}" for op in self._ties(group)]
+        return lines
+
+    def _ties(self, group: Group) -> list[str]:
+        classes = np.zeros(self.solution.classes, bool)
+        classes[self.solution.closure[group.units].indices] = True
+        at = {e for a, _, e in self.flow.space.equalities if classes[self.solution.class_of[a]].any()}
+        at |= {i.at for i in self.flow.space.implications if classes[self.solution.class_of[i.child]].any()}
+        return [str(op) for op in self.flow.ops if op.index in at]
+
+    def require_free(self) -> None:
+        """Raise NothingPrunable, with the reason for each group, when nothing may be cut."""
+        if self.free:
+            return
+        reasons = [f"  {g.name}: {self.reason(g)}" for g in self.groups]
+        detail = "\n".join(reasons) or "  no call of the recorded run used a parameter that can shrink"
+        raise NothingPrunable(f"no group of this model may be cut:\n{detail}")
+
+
+def _pin(group: Group, reason: Reason) -> Group:
+    return Group(group.name, group.size, group.units, group.grid, group.members, group.touched, reason)
+
+
+def _named(groups: Sequence[Group]) -> list[Group]:
+    """Name groups by the layer whose outputs they are, with a number where that is ambiguous."""
+    seen: dict[str, int] = {}
+    named = []
+    for g in groups:
+        producers = [m for m in g.members if "out" in m.sides and m.dims[0] == 0] or list(g.members)
+        base = producers[0].layer or producers[0].parameter
+        seen[base] = seen.get(base, 0) + 1
+        name = base if seen[base] == 1 else f"{base}#{seen[base]}"
+        named.append(Group(name, g.size, g.units, g.grid, g.members, g.touched, g.pinned))
+    return named
+
+
+def _place(name: str, value: Value, family: Family, flow: Flow, solution: Solution) -> Place:
+    classes = solution.class_of[family.labels.reshape(-1).numpy()]
+    sides = frozenset().union(*(flow.role.get((name, dim), set()) for dim in family.dims))
+    return Place(name, family.dims, classes, sides)
+
+
+def _current(model: nn.Module, attribute: Attribute) -> int | None:
+    try:
+        value = getattr(model.get_submodule(attribute.owner), attribute.name)
+        return int(value if attribute.index is None else value[attribute.index])
+    except (AttributeError, TypeError, IndexError, ValueError):
+        return None
+
+
+def _aliases(model: nn.Module, shapes: Mapping[str, Any]) -> dict[str, str]:
+    """Map every name of a tied parameter to the one under which it was recorded."""
+    first: dict[int, str] = {}
+    names: dict[str, str] = {}
+    tensors = [*model.named_parameters(remove_duplicate=False), *model.named_buffers(remove_duplicate=False)]
+    for name, tensor in tensors:
+        names[name] = first.setdefault(id(tensor), name)
+    return names
+
+
+def _layer_graph(model: nn.Module, graph: DependencyGraph) -> nx.DiGraph:
+    layers = nx.DiGraph()
+    for node, op in zip(graph.nodes, graph.flow.ops):
+        if not op.parameters:
+            continue
+        if op.module not in layers:
+            groups = [g.name for g in graph.groups if any(m.parameter in op.parameters for m in g.members)]
+            layers.add_node(op.module, op=op.name, source=op.source, parameters=op.parameters, groups=groups)
+        for upstream in op.inputs:
+            if upstream != op.module:
+                layers.add_edge(upstream, op.module, op=op.name)
+    return layers

@@ -1,0 +1,194 @@
+"""Run a line of notation on values: put operands in one index space, let them meet, keep the output's letters."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass, field
+from typing import Mapping, Sequence
+
+from torch import Tensor
+
+from surgeon.labels.family import Extent, Family, Value, bind_leaf, build, extent, make_solid, project
+from surgeon.labels.meet import Frame, meet
+from surgeon.labels.notation import Notation, Token
+from surgeon.labels.space import Space
+
+
+@dataclass(eq=False)
+class Operand:
+    """A value and the letters of each of its dimensions; ``*`` dimensions have none."""
+
+    value: Value
+    tokens: list[Token]
+    because: str = ""
+
+    def letters(self) -> list[str]:
+        return [letter for token in self.tokens for letter in token]
+
+
+@dataclass(eq=False)
+class Contraction:
+    """The common index space after a contraction: letters, their sizes, the families over them."""
+
+    letters: list[str]
+    sizes: dict[str, int]
+    families: list[Family] = field(default_factory=list)
+
+    def extent(self, letter: str) -> Extent | int:
+        """Return the width of a letter."""
+        shape = [self.sizes[name] for name in self.letters]
+        return extent(shape, self.families, self.letters.index(letter))
+
+
+def spell(tokens: Sequence[Token], rank: int) -> list[Token]:
+    """Name each of ``rank`` dimensions: ``...`` becomes letters counted from the right, ``*`` no letter.
+
+    >>> spell([("...",), ("i",)], 3)
+    [('...1',), ('...0',), ('i',)]
+    """
+    wild = rank - sum(token not in (("...",), ("*",)) for token in tokens)
+    named: list[Token] = []
+    for token in tokens:
+        if token == ("...",):
+            named.extend((f"...{i}",) for i in reversed(range(wild)))
+        elif token == ("*",):
+            named.extend([()] * wild)
+        else:
+            named.append(token)
+    return named
+
+
+def measure(operands: Sequence[Operand], known: Mapping[str, int]) -> dict[str, int]:
+    """Return the size of every letter, given those inside products that can't be read off a shape."""
+    sizes = dict(known)
+    for operand in operands:
+        for token, size in zip(operand.tokens, operand.value.shape):
+            if len(token) == 1:
+                sizes[token[0]] = max(size, sizes.get(token[0], 1))
+    for operand in operands:
+        for token, size in zip(operand.tokens, operand.value.shape):
+            missing = [letter for letter in token if letter not in sizes]
+            if len(missing) == 1:
+                sizes[missing[0]] = size // math.prod(sizes[letter] for letter in token if letter in sizes)
+    return sizes
+
+
+def contract(
+    space: Space,
+    notation: Notation,
+    operands: Sequence[Operand],
+    known: Mapping[str, int],
+    rank: int,
+) -> tuple[list[Family], Contraction]:
+    """Let the operands meet and return the families of the output, of the given rank."""
+    sizes = measure(operands, known)
+    letters = list(dict.fromkeys(letter for operand in operands for letter in operand.letters()))
+    common = Contraction(letters, sizes)
+    ordered = sorted(operands, key=lambda operand: len(operand.value.unbound))
+    reached: set[str] = set()
+    frames = []
+    for operand in ordered:
+        frames.append(_frame(space, operand, common, reached))
+        reached |= {t for token, s in zip(operand.tokens, operand.value.shape) if s > 1 for t in token if sizes[t] > 1}
+    common.families = meet(space, frames)
+    for operand, frame in zip(ordered, frames):
+        _write_back(space, operand, frame, common)
+    output = spell(notation.output, rank)
+    kept = [letters.index(letter) for token in output for letter in token]
+    families = []
+    for family in common.families:
+        left = project(space, family, kept)
+        if left is not None:
+            families.extend(_to_dims(space, left, output, common))
+    return _distinct(families), common
+
+
+def _frame(space: Space, operand: Operand, common: Contraction, reached: set[str]) -> Frame:
+    """Put one operand into the common index space."""
+    value, tokens, sizes = operand.value, operand.tokens, common.sizes
+    for dim, token in enumerate(tokens):
+        if not token:
+            make_solid(space, value, dim, "kernel taps and pixels stay")
+        elif dim in value.unbound and not {t for t in token if sizes[t] > 1} <= reached:
+            bind_leaf(space, value, [dim])
+    named = [dim for dim, token in enumerate(tokens) if token]
+    present = {t for dim in named if value.shape[dim] > 1 for t in tokens[dim]}
+    families = []
+    for family in value.families:
+        left = project(space, family, named)
+        if left is not None:
+            families.extend(_to_letters(space, left, tokens, common))
+    unbound = {common.letters.index(t) for dim in value.unbound for t in tokens[dim] if sizes[t] > 1}
+    shape = tuple(sizes[t] if t in present else 1 for t in common.letters)
+    return Frame(shape, families, unbound, operand.because)
+
+
+def _write_back(space: Space, operand: Operand, frame: Frame, common: Contraction) -> None:
+    """Store what a parameter took over from the operands that it met."""
+    value = operand.value
+    if not value.unbound:
+        return
+    value.unbound.clear()
+    old = {f.dims for f in value.families}
+    for family in frame.families:
+        new = _to_dims(space, family, operand.tokens, common)
+        value.families.extend(f for f in new if f.dims not in old)
+
+
+def _to_letters(space: Space, family: Family, tokens: Sequence[Token], common: Contraction) -> list[Family]:
+    """Move a family from an operand's dimensions to the common index space."""
+
+    def run(labels: Tensor) -> Tensor:
+        shape = [s for dim, token in enumerate(tokens) for s in _factors(labels.size(dim), token, common)]
+        names = [t for token in tokens for t in token or ("",)]
+        split = labels.reshape(shape)
+        solid = [i for i, name in enumerate(names) if not name]
+        for i in reversed(solid):
+            split = split.squeeze(i)
+        present = [name for name in names if name]
+        split = split.permute([present.index(t) for t in common.letters if t in present])
+        for i, letter in enumerate(common.letters):
+            if letter not in present:
+                split = split.unsqueeze(i)
+        return split
+
+    parents = [Family(run(p.labels)) for p in family.parents]
+    return build(space, run(family.labels), parents)
+
+
+def _factors(size: int, token: Token, common: Contraction) -> list[int]:
+    if size == 1:
+        return [1] * max(1, len(token))
+    return [common.sizes[t] for t in token] if len(token) > 1 else [size]
+
+
+def _to_dims(space: Space, family: Family, tokens: Sequence[Token], common: Contraction) -> list[Family]:
+    """Move a family from the common index space to the dimensions of an operand or of the output."""
+    order = [common.letters.index(t) for token in tokens for t in token]
+    rest = [i for i in range(len(common.letters)) if i not in order]
+
+    def run(labels: Tensor) -> Tensor:
+        labels = labels.permute(*order, *rest)
+        for _ in rest:
+            labels = labels.squeeze(-1)
+        full, shape, at = [], [], 0
+        for token in tokens:
+            sizes = list(labels.shape[at : at + len(token)])
+            at += len(token)
+            if len(token) > 1 and max(sizes) > 1:
+                sizes = [common.sizes[t] for t in token]
+            full.extend(sizes)
+            shape.append(math.prod(sizes))
+        return labels.expand(full).reshape(shape)
+
+    parents = [Family(run(p.labels)) for p in family.parents]
+    return build(space, run(family.labels), parents)
+
+
+def _distinct(families: list[Family]) -> list[Family]:
+    """Drop a family along the same dimensions as another, or implied by its rows: they met already."""
+    kept: list[Family] = []
+    for family in sorted(families, key=lambda f: -len(f.dims)):
+        if not any(set(family.dims) <= set(other.dims) for other in kept):
+            kept.append(family)
+    return kept

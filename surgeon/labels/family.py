@@ -1,0 +1,243 @@
+"""Values: what surgeon knows about a tensor of the running model.
+
+A value carries **families**. A family holds one label per position of the dimensions it varies along,
+and size 1 along all others. A position of the value survives iff its label survives in every family.
+
+    activation [n, c, h, w]          one family  [1, c, 1, 1]
+    heads after a view [b, t, h, d]  one family  [1, 1, h, d], whose parent is [1, 1, h, 1]
+
+A dimension along which no family varies is solid. A family that varies along several dimensions has
+a parent for each prefix of them: the label of a whole row.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from functools import cached_property
+from typing import Callable, Iterable, Sequence
+
+import torch
+from torch import Tensor
+
+from surgeon.labels.space import Space
+
+Dims = tuple[int, ...]
+
+
+@dataclass(frozen=True, eq=False)
+class Family:
+    """Labels [one size per dimension, 1 where constant] and the families of its rows."""
+
+    labels: Tensor
+    parents: tuple[Family, ...] = ()
+
+    @cached_property
+    def dims(self) -> Dims:
+        return tuple(i for i, size in enumerate(self.labels.shape) if size > 1)
+
+    def ancestor(self, dims: Dims) -> Family | None:
+        """Return the family itself or the parent that varies along exactly these dimensions."""
+        return next((f for f in (self, *self.parents) if f.dims == dims), None)
+
+    def __str__(self) -> str:
+        return f"{list(self.labels.shape)}"
+
+
+@dataclass(eq=False)
+class Value:
+    """The families of one tensor. ``unbound`` are dimensions of a parameter that no call has used yet."""
+
+    shape: tuple[int, ...]
+    families: list[Family] = field(default_factory=list)
+    unbound: set[int] = field(default_factory=set)
+    leaf: str | None = None
+
+    def along(self, dim: int) -> list[Family]:
+        """Return the families that vary along a dimension."""
+        return [f for f in self.families if dim in f.dims]
+
+    @property
+    def solid(self) -> bool:
+        """Nothing of this value can be cut."""
+        return not self.families and not self.unbound
+
+    def __str__(self) -> str:
+        return f"{self.leaf or 'value'}{list(self.shape)} families {', '.join(map(str, self.families)) or 'none'}"
+
+
+def solid_value(shape: Iterable[int]) -> Value:
+    """A value that can't be cut along any dimension."""
+    return Value(tuple(map(int, shape)))
+
+
+def fresh_family(space: Space, rank: int, dim: int, size: int) -> Family:
+    """New labels along one dimension."""
+    return Family(space.fresh(size).view([size if i == dim else 1 for i in range(rank)]))
+
+
+def bind_leaf(space: Space, value: Value, dims: Iterable[int] | None = None) -> Value:
+    """Give fresh labels to the unbound dimensions of a parameter."""
+    for dim in sorted(value.unbound if dims is None else value.unbound & set(dims)):
+        value.unbound.discard(dim)
+        value.families.append(fresh_family(space, len(value.shape), dim, value.shape[dim]))
+    return value
+
+
+# -- structure ---------------------------------------------------------------------------------------
+
+
+def compact(labels: Tensor) -> Tensor:
+    """Shrink to size 1 every dimension along which the labels are constant."""
+    for dim in range(labels.dim()):
+        if labels.size(dim) > 1:
+            first = labels.narrow(dim, 0, 1)
+            if labels.stride(dim) == 0 or bool((labels == first).all()):
+                labels = first
+    return labels
+
+
+def build(space: Space, labels: Tensor, parents: Iterable[Family] = ()) -> list[Family]:
+    """Make a family of moved labels: keep the parents that still say something, add those of new rows."""
+    leaf = Family(compact(labels))
+    if not leaf.dims:
+        space.pin(leaf.labels, "a single position of the dimension is picked out")
+        return []
+    kept = [p for p in parents if p.dims and p.dims != leaf.dims]
+    apart = [p for p in kept if not set(p.dims) <= set(leaf.dims)]
+    kept = [p for p in kept if set(p.dims) <= set(leaf.dims)]
+    return [with_rows(space, leaf.labels, kept), *apart]
+
+
+def with_rows(space: Space, labels: Tensor, parents: Sequence[Family]) -> Family:
+    """Complete the chain of row labels of a family over several dimensions, innermost first."""
+    leaf = Family(labels, tuple(parents))
+    dims = leaf.dims
+    prefixes = [dims[:n] for n in range(len(dims) - 1, 0, -1)]
+    # A parent along dimensions that are no prefix shows that rows and columns changed places: compaction by
+    # rows would no longer agree with the order of the elements, so rows and columns become independent.
+    swapped = any(p.dims not in prefixes for p in parents)
+    found = list(parents)
+    inner = leaf
+    for prefix in prefixes:
+        row = leaf.ancestor(prefix)
+        if row is None:
+            table = as_table(inner.labels, prefix)
+            column = space.project(table) if swapped else space.split(table)
+            row = Family(column.view([s if i in prefix else 1 for i, s in enumerate(labels.shape)]))
+            found.append(row)
+        inner = row
+    return Family(labels, tuple(found))
+
+
+def as_table(labels: Tensor, dims: Dims) -> Tensor:
+    """Arrange labels as ``[positions along dims, all others]``."""
+    rest = tuple(i for i in range(labels.dim()) if i not in dims)
+    size = 1
+    for i in dims:
+        size *= labels.size(i)
+    return labels.permute(*dims, *rest).reshape(size, -1)
+
+
+def move(space: Space, value: Value, function: Callable[[Tensor], Tensor]) -> list[Family]:
+    """Run a movement on the labels: the same function as on the data."""
+    bind_leaf(space, value)
+    moved: dict[int, Tensor] = {}
+
+    def run(family: Family) -> Tensor:
+        if id(family) not in moved:
+            moved[id(family)] = compact(function(family.labels.expand(value.shape)))
+        return moved[id(family)]
+
+    families: list[Family] = []
+    for family in value.families:
+        parents = [Family(run(p)) for p in family.parents]
+        families.extend(build(space, run(family), parents))
+    return fuse(space, families)
+
+
+def fuse(space: Space, families: list[Family]) -> list[Family]:
+    """Join families that vary along the same dimensions into one that lives iff all of them live."""
+    joined: dict[Dims, Family] = {}
+    for family in families:
+        other = joined.get(family.dims)
+        if other is None:
+            joined[family.dims] = family
+        elif not torch.equal(other.labels, family.labels):
+            joined[family.dims] = with_rows(space, space.product(other.labels, family.labels), other.parents)
+    return list(joined.values())
+
+
+# -- projection --------------------------------------------------------------------------------------
+
+
+def project(space: Space, family: Family, keep: Iterable[int]) -> Family | None:
+    """Return what a family says about some of its dimensions alone; None if it doesn't vary along them.
+
+    Rows have parents already. Columns get theirs now, which ties the same column of every row.
+    """
+    dims = tuple(d for d in family.dims if d in set(keep))
+    if not dims:
+        return None
+    found = family.ancestor(dims)
+    if found is not None:
+        return found
+    base = min((f for f in (family, *family.parents) if set(dims) <= set(f.dims)), key=lambda f: len(f.dims))
+    labels = space.project(as_table(base.labels, dims))
+    return with_rows(space, labels.view([s if i in dims else 1 for i, s in enumerate(base.labels.shape)]), ())
+
+
+def prefix(family: Family, dim: int) -> Family:
+    """Return the smallest row of a family that varies along a dimension: its dimensions up to that one."""
+    dims = family.dims[: family.dims.index(dim) + 1]
+    return family.ancestor(dims) or family
+
+
+def make_solid(space: Space, value: Value, dim: int, reason: str) -> None:
+    """A dimension may not shrink: rows may still go as a whole, single positions along it may not."""
+    value.unbound.discard(dim)
+    for family in value.along(dim):
+        fix(space, family, dim, reason)
+
+
+def fix(space: Space, family: Family, dim: int, reason: str) -> None:
+    """Pin a family along one of its dimensions."""
+    row = prefix(family, dim)
+    if len(row.dims) == 1:
+        space.pin(row.labels, reason)
+    else:
+        space.bind(row.labels, reason)
+
+
+def pin_value(space: Space, value: Value, reason: str) -> None:
+    """Nothing of this value may be cut."""
+    bind_leaf(space, value)
+    for family in value.families:
+        for part in (family, *family.parents):
+            space.pin(part.labels, reason)
+
+
+# -- widths ------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True, eq=False)
+class Extent:
+    """The size of a dimension: surviving ``labels``, divided by surviving ``rows`` where each row has that many."""
+
+    size: int
+    labels: Tensor
+    rows: Tensor | None = None
+
+    def __str__(self) -> str:
+        return str(self.size)
+
+
+def extent(shape: Sequence[int], families: Sequence[Family], dim: int) -> Extent | int:
+    """Return how large a dimension is, as a count of labels where it can shrink."""
+    along = [f for f in families if dim in f.dims]
+    if not along:
+        return int(shape[dim])
+    family = min(along, key=lambda f: len(f.dims))
+    inner = prefix(family, dim)
+    rows = inner.dims[:-1]
+    outer = family.ancestor(rows) if rows else None
+    return Extent(int(shape[dim]), inner.labels, None if outer is None else outer.labels)

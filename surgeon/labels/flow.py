@@ -1,0 +1,265 @@
+"""Push labels through the running model: the listener that turns calls into facts about labels."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass, field
+from typing import Any, Callable, Mapping, Sequence
+
+import torch
+from torch import Tensor
+from torch.utils.weak import WeakTensorKeyDictionary
+
+from surgeon.labels.contract import Operand
+from surgeon.labels.family import Extent, Family, Value, bind_leaf, extent, make_solid, pin_value, solid_value
+from surgeon.labels.notation import Notation
+from surgeon.labels.space import Space
+from surgeon.modules import tensors_in
+from surgeon.trace import Arithmetic, Call, Expression, Tracked, Width
+from surgeon.trace.integers import expression, leaves
+from surgeon.trace.recorder import source_line
+
+Shape = tuple[tuple[int, ...], tuple[Family, ...]]
+Rule = Callable[["Flow", Call], None]
+
+
+@dataclass(frozen=True, eq=False)
+class SizeUse:
+    """A size argument and the width that it has to equal after the cut."""
+
+    expression: Expression
+    extent: Extent | int
+    at: int
+    what: str
+
+    def __str__(self) -> str:
+        return f"{self.what}: {self.expression} = {self.extent}"
+
+
+@dataclass(frozen=True, eq=False)
+class Reduction:
+    """An op sums or normalises a tensor along dimensions that may shrink: cut positions have to be left out."""
+
+    position: int
+    shape: Shape
+
+
+@dataclass(eq=False)
+class Op:
+    """One call as the later stages see it: shapes and labels, no tensors."""
+
+    index: int
+    name: str
+    module: str
+    location: tuple[str, int]
+    operands: tuple[Shape | None, ...]
+    results: tuple[Shape, ...]
+    inputs: tuple[str, ...] = ()
+    parameters: tuple[str, ...] = ()
+    settings: dict[str, Any] = field(default_factory=dict)
+    reductions: list[Reduction] = field(default_factory=list)
+
+    @property
+    def source(self) -> str:
+        return source_line(self.location)
+
+    def __str__(self) -> str:
+        return f"{self.name} in {self.module or 'the model'} ({self.source})"
+
+
+class Flow:
+    """Values of live tensors, and what the calls say about them.
+
+    Parameters
+    ----------
+    rules : op name -> rule
+    leaves : parameter or buffer name -> tensor
+    """
+
+    def __init__(self, rules: Mapping[str, Rule], tensors: Mapping[str, Tensor]) -> None:
+        self.space = Space()
+        self.rules = rules
+        self.values: WeakTensorKeyDictionary = WeakTensorKeyDictionary()
+        self.sources: WeakTensorKeyDictionary = WeakTensorKeyDictionary()
+        self.leaves: dict[str, Value] = {}
+        self.ops: list[Op] = []
+        self.sizes_used: list[SizeUse] = []
+        self.role: dict[tuple[str, int], set[str]] = {}
+        self.unknown_ops: dict[int, str] = {}
+        self.pending: list[Reduction] = []
+        self.current: tuple[Any, ...] = ()
+        for name, tensor in tensors.items():
+            if tensor not in self.values:
+                self.values[tensor] = self.leaves[name] = _leaf(name, tensor)
+
+    # -- listening -----------------------------------------------------------------------------------
+
+    def sizes(self, tensor: Tensor) -> Sequence[int]:
+        """Return the shape with a tracked integer for every dimension that can shrink."""
+        value = self.values.get(tensor)
+        if value is None or value.solid:
+            return tuple(tensor.shape)
+        bind_leaf(self.space, value)
+        widths = (self.extent(value, dim) for dim in range(len(value.shape)))
+        return tuple(w if isinstance(w, int) else Tracked(w.size, Width(w, w.size)) for w in widths)
+
+    def call(self, call: Call) -> None:
+        """Apply the rule of a call."""
+        results = list(tensors_in(call.result))
+        given = list(tensors_in([call.args, call.kwargs]))
+        if not results and call.name != "setitem":
+            return
+        if call.name == "setitem":
+            results = [call.args[0]]
+        values = [self.value(tensor) for tensor in given]
+        self.space.at, self.current, self.pending = call.index, tuple(given), []
+        rule = self.rules.get(call.name)
+        shapes = [(v.shape, tuple(v.families)) for v in values]
+        if rule is None and all(v.solid for v in values):
+            pass
+        elif rule is None:
+            self.unknown(call)
+        else:
+            rule(self, call)
+        self._log(call, given, values, shapes, results)
+
+    def _log(self, call: Call, given: list[Tensor], values: list[Value], before: list[Shape], results: list[Tensor]) -> None:
+        parameters = tuple(v.leaf for v in values if v.leaf is not None)
+        upstream = frozenset().union(*(self.sources.get(t, frozenset()) for t in given)) if given else frozenset()
+        origin = frozenset({call.module}) if parameters else upstream
+        for tensor in results:
+            if tensor not in self.values:
+                self.values[tensor] = solid_value(tensor.shape)
+            self.sources[tensor] = origin
+        self.ops.append(
+            Op(
+                call.index,
+                call.name,
+                call.module,
+                call.location,
+                # A parameter's families are known only now; an activation may just have been written in place.
+                tuple((v.shape, tuple(v.families)) if v.leaf else shape for v, shape in zip(values, before)),
+                tuple((self.value(t).shape, tuple(self.value(t).families)) for t in results),
+                tuple(sorted(upstream)),
+                parameters,
+                _settings(call),
+                self.pending,
+            )
+        )
+
+    # -- for rules -----------------------------------------------------------------------------------
+
+    def value(self, tensor: Tensor) -> Value:
+        """Return what is known about a tensor; one that no call made is solid."""
+        value = self.values.get(tensor)
+        if value is None:
+            value = self.values[tensor] = solid_value(tensor.shape)
+        return value
+
+    def set(self, tensor: Tensor, families: list[Family]) -> None:
+        """Store the families of a result."""
+        known = self.values.get(tensor)
+        if known is not None and known.leaf is not None:
+            return
+        self.values[tensor] = Value(tuple(tensor.shape), families)
+
+    def extent(self, value: Value, dim: int) -> Extent | int:
+        """Return the width of a dimension."""
+        return extent(value.shape, value.families, dim)
+
+    def size(self, given: Any, width: Extent | int, what: str) -> None:
+        """Note that a size argument has to equal a width."""
+        source = expression(given)
+        if isinstance(width, int) and isinstance(source, int):
+            return
+        self.sizes_used.append(SizeUse(source, width, self.space.at, what))
+
+    def reduced(self, tensor: Tensor, dims: Sequence[int]) -> None:
+        """Note that the current call takes a sum or statistic over dimensions of one of its tensors."""
+        value = self.value(tensor)
+        families = tuple(f for f in value.families if set(f.dims) & set(dims))
+        if families and value.leaf is None:
+            position = next(i for i, t in enumerate(self.current) if t is tensor)
+            self.pending.append(Reduction(position, (value.shape, families)))
+
+    def roles(self, notation: Notation, operands: Sequence[Operand], rank: int) -> None:
+        """Remember which dimensions of parameters face outwards and which face inwards."""
+        outward = {t for token in notation.output for t in token}
+        for operand in operands:
+            if operand.value.leaf is None:
+                continue
+            for dim, token in enumerate(operand.tokens):
+                side = "out" if outward & set(token) else "in"
+                self.role.setdefault((operand.value.leaf, dim), set()).add(side)
+
+    def origin(self, tensor: Tensor) -> str:
+        """Say why a tensor without families is solid."""
+        return "" if self.value(tensor).families else "meets a tensor that can't shrink there"
+
+    def widen(self, family: Family, rank: int) -> Family:
+        """Put dimensions of size 1 in front of a family, up to a rank."""
+
+        def run(labels: Tensor) -> Tensor:
+            return labels.view((1,) * (rank - labels.dim()) + tuple(labels.shape))
+
+        return Family(run(family.labels), tuple(Family(run(p.labels)) for p in family.parents))
+
+    def unknown(self, call: Call, why: str = "") -> None:
+        """An op without a rule: nothing that reaches it may be cut."""
+        reason = f"{why or 'no rule'} for {call}"
+        for tensor in tensors_in([call.args, call.kwargs]):
+            pin_value(self.space, self.value(tensor), reason)
+        self.unknown_ops[call.index] = reason
+        for tensor in tensors_in(call.result):
+            self.set(tensor, [])
+
+    def solid(self, tensor: Tensor, dims: Sequence[int], reason: str) -> None:
+        """Dimensions of a tensor that may not shrink."""
+        value = self.value(tensor)
+        for dim in dims:
+            make_solid(self.space, value, dim % len(value.shape), reason)
+
+    # -- ends ----------------------------------------------------------------------------------------
+
+    def give(self, tree: Any) -> None:
+        """Register the model's inputs: solid."""
+        for tensor in tensors_in(tree):
+            self.values[tensor] = solid_value(tensor.shape)
+
+    def take(self, tree: Any) -> None:
+        """Register the model's outputs: solid."""
+        self.space.at = -1
+        for tensor in tensors_in(tree):
+            pin_value(self.space, self.value(tensor), "the model's output")
+
+
+def _leaf(name: str, tensor: Tensor) -> Value:
+    shape = tuple(tensor.shape)
+    cuttable = tensor.is_floating_point() or tensor.is_complex()
+    return Value(shape, unbound={i for i, s in enumerate(shape) if s > 1 and cuttable}, leaf=name)
+
+
+def _settings(call: Call) -> dict[str, Any]:
+    """Keep the plain arguments of a call: numbers, strings, flags."""
+    plain = (bool, int, float, str)
+    settings: dict[str, Any] = {str(i): a for i, a in enumerate(call.args) if isinstance(a, plain)}
+    settings.update((k, v) for k, v in call.kwargs.items() if isinstance(v, plain))
+    return settings
+
+
+def width_expressions(source: Expression) -> list[Extent]:
+    """Return the widths inside an expression."""
+    return [leaf.source for leaf in leaves(source) if isinstance(leaf, Width)]
+
+
+def is_tracked(value: Any) -> bool:
+    """Tell whether an integer carries a provenance that can change."""
+    return isinstance(value, Tracked) and not isinstance(value.expression, int)
+
+
+def total(values: Sequence[int]) -> int:
+    """Multiply sizes, keeping their provenance."""
+    return math.prod(values)
+
+
+__all__ = ["Flow", "Op", "Reduction", "Rule", "Shape", "SizeUse", "Arithmetic", "torch"]

@@ -1,0 +1,93 @@
+"""Meeting: operands that share a dimension share its labels.
+
+All operands are put into one index space first (a ``Frame`` each: same rank, size 1 or absent where an
+operand lacks a dimension). Along each common dimension, labels become equal; where one operand is solid, the
+others become solid; a parameter that no call has used yet simply takes the labels that it meets.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Sequence
+
+from surgeon.labels.family import Family, fix, project
+from surgeon.labels.space import Space
+
+
+@dataclass(eq=False)
+class Frame:
+    """One operand in the common index space."""
+
+    sizes: tuple[int, ...]
+    families: list[Family]
+    unbound: set[int] = field(default_factory=set)
+    solid_because: str = ""
+
+    @property
+    def present(self) -> set[int]:
+        return {i for i, size in enumerate(self.sizes) if size > 1}
+
+    def along(self, dim: int) -> list[Family]:
+        return [f for f in self.families if dim in f.dims]
+
+
+def meet(space: Space, frames: Sequence[Frame]) -> list[Family]:
+    """Let operands meet; returns the families of their common value."""
+    result = frames[0]
+    for frame in frames[1:]:
+        adopt(space, result, frame)
+        result = _meet(space, result, frame)
+    return result.families
+
+
+def adopt(space: Space, known: Frame, leaf: Frame) -> None:
+    """Give the unbound dimensions of an unused parameter the labels that it meets there."""
+    for dim in sorted(leaf.unbound & known.present):
+        leaf.unbound.discard(dim)
+        for family in known.along(dim):
+            taken = project(space, family, leaf.present)
+            if taken is not None and all(taken.dims != f.dims for f in leaf.families):
+                leaf.families.append(taken)
+
+
+def _meet(space: Space, a: Frame, b: Frame) -> Frame:
+    pairs = [(f, g) for f in a.families for g in b.families if f.dims == g.dims]
+    for f, g in pairs:
+        _unify(space, f, g)
+    matched = {d for f, _ in pairs for d in f.dims}
+    for dim in sorted((a.present & b.present) - matched):
+        _meet_along(space, a, b, dim)
+    sizes = tuple(max(s, t) for s, t in zip(a.sizes, b.sizes))
+    return Frame(sizes, _strongest(a.families, b.families), solid_because=a.solid_because or b.solid_because)
+
+
+def _meet_along(space: Space, a: Frame, b: Frame, dim: int) -> None:
+    ours, theirs = a.along(dim), b.along(dim)
+    if not ours or not theirs:
+        solid = b if ours else a
+        for family in ours or theirs:
+            fix(space, family, dim, solid.solid_because or "meets a dimension that can't shrink")
+        return
+    anchor, *others = (project(space, family, [dim]) for family in (*ours, *theirs))
+    for other in others:
+        if anchor is not None and other is not None:
+            _unify(space, anchor, other)
+
+
+def _unify(space: Space, a: Family, b: Family) -> None:
+    space.unify(a.labels, b.labels)
+    for row in a.parents:
+        twin = b.ancestor(row.dims)
+        if twin is not None:
+            space.unify(row.labels, twin.labels)
+
+
+def _strongest(ours: list[Family], theirs: list[Family]) -> list[Family]:
+    """Drop what the other side implies: after meeting, a family along a subset of another's dimensions."""
+
+    def implied(family: Family, others: list[Family], strictly: bool) -> bool:
+        dims = set(family.dims)
+        return any(dims < set(o.dims) or (not strictly and dims == set(o.dims)) for o in others)
+
+    added = [f for f in theirs if not implied(f, ours, strictly=False)]
+    return [f for f in ours if not implied(f, added, strictly=True)] + added

@@ -1,0 +1,174 @@
+"""Ops that combine operands along named dimensions: one line of notation each."""
+
+from __future__ import annotations
+
+from typing import Any, Callable
+
+from torch import Tensor
+
+from surgeon.labels.contract import Operand, contract, spell
+from surgeon.labels.family import fix
+from surgeon.labels.flow import Flow
+from surgeon.labels.notation import Notation, parse
+from surgeon.trace import Call
+
+_CONV = "input[n (g i) *] weight[(g o) i *] bias[(g o)] stride padding dilation groups=g -> n (g o) *"
+_CONV_TRANSPOSED = (
+    "input[n (g i) *] weight[(g i) o *] bias[(g o)] stride padding output_padding groups=g dilation -> n (g o) *"
+)
+
+LINES: dict[str, str] = {
+    "linear": "input[... i] weight[o i] bias[o] -> ... o",
+    "conv1d": _CONV,
+    "conv2d": _CONV,
+    "conv3d": _CONV,
+    "conv_transpose1d": _CONV_TRANSPOSED,
+    "conv_transpose2d": _CONV_TRANSPOSED,
+    "conv_transpose3d": _CONV_TRANSPOSED,
+    "bmm": "input[b m k] mat2[b k n] -> b m n",
+    "mm": "input[m k] mat2[k n] -> m n",
+    "mv": "input[m k] vec[k] -> m",
+    "dot": "input[k] tensor[k] -> ",
+    "outer": "input[m] vec2[n] -> m n",
+    "addmm": "input[m n] mat1[m k] mat2[k n] -> m n",
+    "baddbmm": "input[b m n] batch1[b m k] batch2[b k n] -> b m n",
+    "addbmm": "input[m n] batch1[b m k] batch2[b k n] -> m n",
+    "bilinear": "input1[... i] input2[... j] weight[o i j] bias[o] -> ... o",
+    "batch_norm": "input[n c ...] weight[c] bias[c] running_mean[c] running_var[c] -> n c ...",
+    "instance_norm": "input[n c *] weight[c] bias[c] running_mean[c] running_var[c] -> n c *",
+    "group_norm": "input[n (g c) *] num_groups=g weight[(g c)] bias[(g c)] -> n (g c) * over c",
+    "prelu": "input[n c ...] weight[c] -> n c ...",
+    "weight_norm": "v[o ...] g[o ...] dim -> o ... over ...",
+}
+
+
+def run_line(flow: Flow, call: Call, notation: Notation, because: str = "") -> None:
+    """Apply a line of notation to a call."""
+    operands, positions, known, sizes = [], [], {}, []
+    for argument in notation.arguments:
+        given = call.argument(argument.position, argument.name)
+        if argument.size is not None:
+            known[argument.size] = int(given)
+            sizes.append((given, argument.size))
+        if argument.dims is None or not isinstance(given, Tensor):
+            continue
+        value = flow.value(given)
+        tokens = _batched(list(argument.dims), value.shape)
+        operands.append(Operand(value, spell(tokens, len(value.shape)), flow.origin(given)))
+        positions.append(given)
+    rank = call.result.dim()
+    output = _batched(list(notation.output), call.result.shape)
+    notation = Notation(notation.line, notation.arguments, tuple(output), notation.over)
+    leaves = [operand.value.leaf is not None for operand in operands]
+    families, common = contract(flow.space, notation, operands, known, rank)
+    flow.set(call.result, families)
+    for given, letter in sizes:
+        flow.size(given, common.extent(letter), f"{letter} of {call.name}")
+    _statistics(flow, notation, operands, positions, leaves, rank)
+    flow.roles(notation, operands, rank)
+
+
+def _batched(tokens: list[tuple[str, ...]], shape: Any) -> list[tuple[str, ...]]:
+    """Drop the batch letter where an op got an unbatched input: convolutions take [c, h, w] too."""
+    if ("n",) == tokens[:1] or tokens[:1] != [("n",)]:
+        return tokens
+    fixed = sum(token not in (("...",), ("*",)) for token in tokens)
+    return tokens[1:] if len(shape) < fixed else tokens
+
+
+def _statistics(
+    flow: Flow, notation: Notation, operands: list[Operand], tensors: list[Tensor], leaves: list[bool], rank: int
+) -> None:
+    """Note along which cut dimensions the op sums activations: a reference has to leave the cut positions out."""
+    kept = {letter for token in spell(notation.output, rank) for letter in token}
+    spelled_over = {letter for token in spell([(o,) for o in notation.over], 9) for letter in token}
+    zeroed = {t for operand, leaf in zip(operands, leaves) if leaf for t in operand.letters()}
+    for operand, tensor, leaf in zip(operands, tensors, leaves):
+        reduced = [
+            dim
+            for dim, token in enumerate(operand.tokens)
+            if any((t not in kept and t not in zeroed) or t in spelled_over for t in token)
+        ]
+        if not leaf:
+            flow.reduced(tensor, reduced)
+
+
+def line(text: str) -> Callable[[Flow, Call], None]:
+    """Make a rule of a line of notation."""
+    notation = parse(text)
+    return lambda flow, call: run_line(flow, call, notation)
+
+
+def matmul(flow: Flow, call: Call) -> None:
+    a, b = (call.argument(i, name).dim() for i, name in enumerate(("input", "other")))
+    left = "k" if a == 1 else "... m k"
+    right = "k" if b == 1 else "... k n"
+    batch = "..." if max(a, b) > 2 else ""
+    out = " ".join(filter(None, [batch, "m" if a > 1 else "", "n" if b > 1 else ""]))
+    run_line(flow, call, parse(f"input[{left}] other[{right}] -> {out}"))
+
+
+def einsum(flow: Flow, call: Call) -> None:
+    equation, *tensors = call.args
+    if len(tensors) == 1 and isinstance(tensors[0], (list, tuple)):
+        tensors = list(tensors[0])
+    inputs, arrow, output = str(equation).replace(" ", "").partition("->")
+    if not arrow:
+        letters = inputs.replace(",", "").replace(".", "")
+        output = ("..." if "..." in inputs else "") + "".join(sorted(c for c in set(letters) if letters.count(c) == 1))
+    spaced = [_space(part) for part in (*inputs.split(","), output)]
+    if any(len(set(part.split())) < len(part.split()) for part in spaced):
+        return flow.unknown(call, "einsum takes a diagonal")
+    arguments = " ".join(f"x{i}[{dims}]" for i, dims in enumerate(spaced[:-1]))
+    positional = Call(
+        call.index, call.name, call.func, tuple(tensors), {}, call.result, call.module, call.location
+    )
+    run_line(flow, positional, parse(f"{arguments} -> {spaced[-1]}"))
+
+
+def _space(letters: str) -> str:
+    return " ".join(letters.replace("...", "…")).replace("…", "...")
+
+
+def layer_norm(flow: Flow, call: Call) -> None:
+    shape = call.argument(1, "normalized_shape")
+    letters = " ".join(f"c{i}" for i in range(len(shape)))
+    bias = f" bias[{letters}]" if call.name == "layer_norm" else ""
+    text = f"input[... {letters}] normalized_shape weight[{letters}]{bias} -> ... {letters} over {letters}"
+    run_line(flow, call, parse(text))
+    result = flow.value(call.result)
+    for i, size in enumerate(shape):
+        flow.size(size, flow.extent(result, len(result.shape) - len(shape) + i), f"normalized_shape of {call.name}")
+
+
+def embedding(flow: Flow, call: Call) -> None:
+    weight = call.argument(0, "weight")
+    if call.func.__module__ == "torch.nn.functional":
+        weight = call.argument(1, "weight")
+    value = flow.value(weight)
+    families, _ = contract(
+        flow.space, parse("weight[* e] -> * e"), [Operand(value, [(), ("e",)], "rows of the table are looked up by index")], {}, 2
+    )
+    rank = call.result.dim()
+    flow.set(call.result, [flow.widen(f, rank) for f in families])
+
+
+def attention(flow: Flow, call: Call) -> None:
+    query = call.argument(0, "query")
+    if call.argument(6, "scale") is None:
+        for tensor in (query, call.argument(1, "key")):
+            value = flow.value(tensor)
+            for family in value.along(len(value.shape) - 1):
+                fix(flow.space, family, len(value.shape) - 1, "the softmax scale 1/sqrt(width) is implicit")
+    run_line(flow, call, parse("query[... l d] key[... s d] value[... s v] attn_mask[... l s] -> ... l v"))
+
+
+RULES: dict[str, Callable[[Flow, Call], None]] = {
+    **{name: line(text) for name, text in LINES.items()},
+    "matmul": matmul,
+    "einsum": einsum,
+    "layer_norm": layer_norm,
+    "rms_norm": layer_norm,
+    "embedding": embedding,
+    "scaled_dot_product_attention": attention,
+}

@@ -1,0 +1,178 @@
+"""Record a model with labels: the forward, its auxiliary branches, pins asked for, and the sizes it used."""
+
+from __future__ import annotations
+
+import fnmatch
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any, Iterable, Sequence
+
+from torch import Tensor, nn
+
+from surgeon.errors import SurgeonError, TraceError, UnknownLayer
+from surgeon.labels.family import Extent, extent
+from surgeon.labels.flow import Flow, Op
+from surgeon.labels.rules import RULES
+from surgeon.labels.sizes import Constraint
+from surgeon.modules import as_arguments
+from surgeon.trace import Attribute, Width, evaluate, record
+from surgeon.trace.integers import Ledger
+
+# Widths that layers declare and no forward reads: attribute -> (operand or result, dimension of an unbatched
+# or batched channel). Setting them keeps ``print(model)`` and readers of ``out_channels`` right.
+_DECLARED: dict[str, tuple[str, int]] = {
+    "in_channels": ("operand", 1),
+    "out_channels": ("result", 1),
+    "in_features": ("operand", -1),
+    "out_features": ("result", -1),
+    "num_features": ("operand", 1),
+    "num_channels": ("operand", 1),
+    "embedding_dim": ("result", -1),
+}
+
+
+@dataclass(eq=False)
+class Run:
+    """What one recording says."""
+
+    flow: Flow
+    constraints: list[Constraint]
+    calls: int
+
+
+def run(model: nn.Module, example_inputs: Any, keep: Iterable[Any] = ()) -> Run:
+    """Record the forward pass with labels.
+
+    Branches that only run in training mode (auxiliary heads) are recorded in a second pass, so that
+    they stay in step; if that pass fails, they are left alone.
+    """
+    named = [*model.named_parameters(), *model.named_buffers()]
+    tensors: dict[str, Tensor] = dict(named)
+    if not any(p.is_floating_point() for p in model.parameters()):
+        raise TraceError("the model has no floating-point parameters; there is nothing to cut")
+    flow = Flow(RULES, tensors)
+    args, kwargs = as_arguments(example_inputs)
+    flow.give([args, kwargs])
+    output, entries, calls = record(model, example_inputs, flow)
+    flow.take(output)
+    main = len(flow.ops)
+    entries = _auxiliary(model, example_inputs, flow, calls, entries)
+    _keep(model, flow, keep)
+    constraints = _constraints(flow, entries) + _declared(model, flow.ops[:main])
+    auxiliary = _declared(model, flow.ops[main:])
+    del flow.ops[main:]
+    return Run(flow, constraints + auxiliary, calls)
+
+
+def _auxiliary(model: nn.Module, example_inputs: Any, flow: Flow, calls: int, entries: Ledger) -> Ledger:
+    unused = [name for name, value in flow.leaves.items() if value.unbound and name in dict(model.named_parameters())]
+    if not unused:
+        return entries
+    try:
+        output, more, _ = record(model, example_inputs, flow, training=True, start=calls)
+    except SurgeonError:
+        return entries
+    flow.take(output)
+    return Ledger(entries.equations + more.equations, entries.escapes + more.escapes)
+
+
+def _constraints(flow: Flow, entries: Ledger) -> list[Constraint]:
+    found = []
+    for use in flow.sizes_used:
+        right = Width(use.extent, use.extent.size) if isinstance(use.extent, Extent) else use.extent
+        found.append(Constraint(use.expression, right, use.at, use.what))
+    for equation in entries.equations:
+        found.append(Constraint(equation.left, equation.right, -1, f"compared at {equation.source}"))
+    for expression, source in entries.escapes:
+        value = _old_value(expression)
+        if value is not None:
+            found.append(Constraint(expression, value, -1, f"read as a number at {source}"))
+    return found
+
+
+def _old_value(expression: Any) -> int | None:
+    """Return what an escaped expression was worth, when no attribute is in it; attributes keep theirs."""
+    return evaluate(expression, _Old(), lambda width: width.size)
+
+
+class _Old(dict[Attribute, int]):
+    """Looks nothing up: expressions with attributes have no value of their own."""
+
+
+def _declared(model: nn.Module, ops: Sequence[Op]) -> list[Constraint]:
+    found = []
+    for op in ops:
+        module = model.get_submodule(op.module) if op.parameters else None
+        for name, (side, dim) in _DECLARED.items():
+            if module is None or type(vars(module).get(name)) is not int:
+                continue
+            shape = op.operands[0] if side == "operand" else op.results[0]
+            if shape is None or not shape[0]:
+                continue
+            channel = dim if dim < 0 or op.name == "batch_norm" else _channel_dim(op, side)
+            width = extent(shape[0], shape[1], channel % len(shape[0]))
+            if isinstance(width, Extent) and width.size == vars(module)[name]:
+                found.append(Constraint(Attribute(op.module, name), Width(width, width.size), op.index, name))
+    return found
+
+
+def _channel_dim(op: Op, side: str) -> int:
+    """Return where channels are: before the pixels, whose number the weight tells."""
+    spatial = {"1d": 1, "2d": 2, "3d": 3}.get(op.name[-2:], 0)
+    shape = op.operands[0] if side == "operand" else op.results[0]
+    assert shape is not None
+    return len(shape[0]) - 1 - spatial if spatial else min(1, len(shape[0]) - 1)
+
+
+def _keep(model: nn.Module, flow: Flow, keep: Iterable[Any]) -> None:
+    """Pin what the user wants kept: names, globs, modules, or ``{"out": ..., "in": ...}``."""
+    if isinstance(keep, Mapping):
+        for side, names in keep.items():
+            if side not in ("in", "out"):
+                raise UnknownLayer(str(side), ("in", "out"))
+            _keep_side(model, flow, _listed(names), {side})
+        return
+    _keep_side(model, flow, _listed(keep), {"in", "out"})
+
+
+def _listed(names: Any) -> list[Any]:
+    return [names] if isinstance(names, (str, nn.Module)) else list(names)
+
+
+def _keep_side(model: nn.Module, flow: Flow, names: Sequence[Any], sides: set[str]) -> None:
+    flow.space.at = -1
+    for name in names:
+        for leaf in matching(model, flow, name):
+            value = flow.leaves[leaf]
+            for family in value.families:
+                known = set().union(*(flow.role.get((leaf, d), {"in", "out"}) for d in family.dims))
+                if known & sides:
+                    for part in (family, *family.parents):
+                        flow.space.pin(part.labels, f"kept as asked ({name if isinstance(name, str) else leaf})")
+
+
+def matching(model: nn.Module, flow: Flow, name: Any) -> list[str]:
+    """Return the parameters of the layers that a name, a glob or a module stands for."""
+    if isinstance(name, nn.Module):
+        paths = [path for path, module in model.named_modules() if module is name]
+        if not paths:
+            raise UnknownLayer(type(name).__name__, [path for path, _ in model.named_modules()])
+        name = paths[0]
+    found = [
+        leaf
+        for leaf in flow.leaves
+        if fnmatch.fnmatchcase(leaf, name)
+        or any(fnmatch.fnmatchcase(prefix, name) for prefix in _prefixes(leaf))
+    ]
+    if not found and name not in dict(model.named_modules()):
+        known = {prefix for leaf in flow.leaves for prefix in (*_prefixes(leaf), leaf)}
+        raise UnknownLayer(str(name), sorted(known))
+    return found
+
+
+def _prefixes(path: str) -> list[str]:
+    parts = path.split(".")
+    return [".".join(parts[:n]) for n in range(1, len(parts))]
+
+
+__all__ = ["Run", "matching", "run"]

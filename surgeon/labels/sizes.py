@@ -1,0 +1,113 @@
+"""Sizes after a cut: find the attributes to set, or the size that can't be right.
+
+Every size argument, comparison and declared width of the recorded run is a ``Constraint`` between two
+expressions. Under new widths, unknown attributes are solved for one at a time; what is then unequal is in conflict.
+"""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from dataclasses import dataclass
+from typing import Callable, Iterable, Mapping, Sequence
+
+from surgeon.trace import Attribute, Expression, Width, evaluate, solve
+from surgeon.trace.integers import leaves
+
+WidthOf = Callable[[Width], "int | None"]
+
+
+@dataclass(frozen=True, eq=False)
+class Constraint:
+    """``left`` and ``right`` have to be equal after the cut; ``at`` is the call that says so."""
+
+    left: Expression
+    right: Expression
+    at: int
+    what: str
+
+    def __str__(self) -> str:
+        return f"{self.what}: {self.left} = {self.right}"
+
+    def attributes(self) -> set[Attribute]:
+        return {leaf for side in (self.left, self.right) for leaf in leaves(side) if isinstance(leaf, Attribute)}
+
+    def widths(self) -> list[Width]:
+        return [leaf for side in (self.left, self.right) for leaf in leaves(side) if isinstance(leaf, Width)]
+
+
+@dataclass(frozen=True)
+class Settlement:
+    """New attribute values, and the constraints that no values satisfy."""
+
+    attributes: dict[Attribute, int]
+    conflicts: tuple[Constraint, ...]
+
+
+def settle(constraints: Sequence[Constraint], width: WidthOf, old: Mapping[Attribute, int]) -> Settlement:
+    """Solve constraints under new widths.
+
+    Attributes that nothing determines keep their old values. Cost: one pass per attribute that is only
+    reachable through another, in practice two passes.
+    """
+    known: dict[Attribute, int] = {}
+    waiting = [c for c in constraints if c.attributes()]
+    while waiting:
+        left = [c for c in waiting if not _solve(c, known, width)]
+        if len(left) == len(waiting):
+            break
+        waiting = left
+    values = {**{a: old[a] for c in constraints for a in c.attributes() if a in old}, **known}
+    conflicts = tuple(c for c in constraints if not _holds(c, values, width))
+    return Settlement({a: v for a, v in known.items() if old.get(a) != v}, conflicts)
+
+
+def _value(side: Expression, known: Mapping[Attribute, int], width: WidthOf) -> int | None:
+    if any(isinstance(leaf, Width) and width(leaf) is None for leaf in leaves(side)):
+        return None
+    return evaluate(side, known, width)  # type: ignore[arg-type]
+
+
+def _solve(constraint: Constraint, known: dict[Attribute, int], width: WidthOf) -> bool:
+    """Determine an attribute; True when the constraint has nothing left to say."""
+    left, right = (_value(side, known, width) for side in (constraint.left, constraint.right))
+    if left is not None and right is not None:
+        return True
+    unknown, value = (constraint.left, right) if left is None else (constraint.right, left)
+    if value is None:
+        return False
+    found = solve(unknown, value, known, width)  # type: ignore[arg-type]
+    if found is None:
+        return False
+    known[found[0]] = found[1]
+    return True
+
+
+def _holds(constraint: Constraint, values: Mapping[Attribute, int], width: WidthOf) -> bool:
+    left, right = (_value(side, values, width) for side in (constraint.left, constraint.right))
+    return left is not None and left == right
+
+
+class Index:
+    """Finds the constraints that a change of some widths can break: those on them, and those sharing attributes."""
+
+    def __init__(self, constraints: Sequence[Constraint], ids: Callable[[Width], Iterable[int]]) -> None:
+        self.constraints = list(constraints)
+        self.by_width: dict[int, set[int]] = defaultdict(set)
+        self.by_attribute: dict[Attribute, set[int]] = defaultdict(set)
+        for i, constraint in enumerate(constraints):
+            for width in constraint.widths():
+                for key in ids(width):
+                    self.by_width[key].add(i)
+            for attribute in constraint.attributes():
+                self.by_attribute[attribute].add(i)
+
+    def touched(self, widths: Iterable[int]) -> list[Constraint]:
+        """Return the constraints that a change of these widths reaches."""
+        found = {i for key in widths for i in self.by_width.get(key, ())}
+        waiting = list(found)
+        while waiting:
+            for attribute in self.constraints[waiting.pop()].attributes():
+                new = self.by_attribute[attribute] - found
+                found |= new
+                waiting.extend(new)
+        return [self.constraints[i] for i in sorted(found)]

@@ -1,0 +1,116 @@
+"""Labels and what is known about them. No op names here.
+
+A label is an integer given to positions of tensors. Label 0 always survives. The space collects
+five kinds of facts while a model runs; ``surgeon.labels.units`` solves them afterwards:
+
+    unify(a, b)            a[i] and b[i] are the same label
+    split(cells)           rows of a table get parents: a row's cells die with it, and surviving rows keep equally many cells
+    project(cells)         columns of a table get parents: a cell lives iff its row and its column live
+    pin(labels, reason)    these never die
+    bind(labels, reason)   these die only when a parent does
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from torch import Tensor
+
+ALWAYS = 0
+
+
+@dataclass(frozen=True)
+class Reason:
+    """Why labels are pinned: what, and the call that decided it (-1: none)."""
+
+    text: str
+    at: int = -1
+
+    def __str__(self) -> str:
+        return self.text
+
+
+@dataclass(frozen=True, eq=False)
+class Implication:
+    """``child[i]`` dies when ``parent[i]`` dies; a parent whose every child is dead is dead.
+
+    With ``rows`` set, the children form a table of that many rows, and every surviving row keeps the same
+    number of them.
+    """
+
+    child: np.ndarray
+    parent: np.ndarray
+    rows: int
+    at: int
+
+
+class Space:
+    """Collects facts about labels. ``at`` is the index of the call being explained."""
+
+    def __init__(self) -> None:
+        self.count = 1
+        self.at = -1
+        self.equalities: list[tuple[np.ndarray, np.ndarray, int]] = []
+        self.implications: list[Implication] = []
+        self.pins: list[tuple[np.ndarray, Reason]] = []
+        self.bound: list[tuple[np.ndarray, Reason]] = []
+
+    def __str__(self) -> str:
+        return f"Space({self.count} labels, {len(self.equalities)} equalities, {len(self.implications)} implications)"
+
+    def fresh(self, *shape: int) -> Tensor:
+        """Make new labels of the given shape."""
+        size = int(np.prod(shape))
+        start, self.count = self.count, self.count + size
+        return torch.arange(start, start + size).view(shape)
+
+    def unify(self, a: Tensor, b: Tensor) -> None:
+        """Make two label tensors of broadcastable shapes equal, position by position."""
+        if a is b or (a.shape == b.shape and torch.equal(a, b)):
+            return
+        a, b = torch.broadcast_tensors(a, b)
+        self.equalities.append((flat(a), flat(b), self.at))
+
+    def split(self, cells: Tensor) -> Tensor:
+        """Give parents to the rows of a table ``cells [rows, columns]``; returns ``[rows]``."""
+        parents = self.fresh(cells.shape[0])
+        self._imply(cells, parents, rows=cells.shape[0])
+        return parents
+
+    def project(self, cells: Tensor) -> Tensor:
+        """Give parents to the columns of a table, ``cells [columns, rows]``; returns ``[columns]``.
+
+        A cell is now the meeting of its row and its column and no longer dies alone.
+        """
+        parents = self.fresh(cells.shape[0])
+        self._imply(cells, parents, rows=0)
+        self.bind(cells, "the same column of every row goes together")
+        return parents
+
+    def product(self, a: Tensor, b: Tensor) -> Tensor:
+        """Make labels that live iff both given labels live, position by position."""
+        a, b = torch.broadcast_tensors(a, b)
+        both = self.fresh(*a.shape)
+        for side in (a, b):
+            self.implications.append(Implication(flat(both), flat(side), 0, self.at))
+        self.bind(both, "lives where two dimensions meet")
+        return both
+
+    def pin(self, labels: Tensor, reason: str) -> None:
+        """These labels never die."""
+        self.pins.append((flat(labels), Reason(reason, self.at)))
+
+    def bind(self, labels: Tensor, reason: str) -> None:
+        """These labels die only together with a parent."""
+        self.bound.append((flat(labels), Reason(reason, self.at)))
+
+    def _imply(self, cells: Tensor, parents: Tensor, rows: int) -> None:
+        parent = parents[:, None].expand(cells.shape)
+        self.implications.append(Implication(flat(cells), flat(parent), rows, self.at))
+
+
+def flat(labels: Tensor) -> np.ndarray:
+    """Return labels as a one-dimensional array."""
+    return labels.reshape(-1).numpy()

@@ -1,0 +1,77 @@
+"""Modules and their inputs as users hand them in."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from contextlib import contextmanager
+from typing import Any, Iterator
+
+import torch
+from torch import Tensor, nn
+
+from surgeon.errors import UnsupportedModel
+
+
+def tensors_in(tree: Any) -> Iterator[Tensor]:
+    """Yield the tensors inside nested tuples, lists, dicts and dataclass-like outputs."""
+    if isinstance(tree, Tensor):
+        yield tree
+    elif isinstance(tree, Mapping):
+        for item in tree.values():
+            yield from tensors_in(item)
+    elif isinstance(tree, (list, tuple, set)):
+        for item in tree:
+            yield from tensors_in(item)
+    elif hasattr(tree, "__dict__") and not isinstance(tree, (type, nn.Module)) and not callable(tree):
+        for item in vars(tree).values():
+            yield from tensors_in(item)
+
+
+def bare(model: Any) -> nn.Module:
+    """Unwrap data-parallel and compiled models; refuse what can't be recorded."""
+    while isinstance(model, (nn.DataParallel, nn.parallel.DistributedDataParallel)) or hasattr(model, "_orig_mod"):
+        model = getattr(model, "_orig_mod", None) or model.module
+    if isinstance(model, (torch.jit.ScriptModule, torch.jit.ScriptFunction)):
+        raise UnsupportedModel("a scripted model hides its Python forward; pass the nn.Module that it was scripted from")
+    if not isinstance(model, nn.Module):
+        raise UnsupportedModel(f"expected a torch.nn.Module, got {type(model).__name__}")
+    return model
+
+
+def as_arguments(example_inputs: Any) -> tuple[tuple[Any, ...], dict[str, Any]]:
+    """Read ``example_inputs``: a tensor, a tuple or list of positional arguments, or a mapping of keyword arguments."""
+    if isinstance(example_inputs, Mapping):
+        return (), dict(example_inputs)
+    if isinstance(example_inputs, (tuple, list)):
+        return tuple(example_inputs), {}
+    return (example_inputs,), {}
+
+
+@contextmanager
+def untouched(model: nn.Module) -> Iterator[None]:
+    """Leave every module's attributes, buffers, train/eval flags and the random state as they were."""
+    saved = [(m, dict(vars(m)), dict(m._parameters), dict(m._buffers), dict(m._modules)) for m in model.modules()]
+    devices = sorted({p.device.index or 0 for p in model.parameters() if p.device.type == "cuda"})
+    try:
+        with torch.random.fork_rng(devices=devices):
+            yield
+    finally:
+        for module, attributes, *registries in saved:
+            vars(module).clear()
+            vars(module).update(attributes)
+            for registry, entries in zip((module._parameters, module._buffers, module._modules), registries):
+                registry.clear()
+                registry.update(entries)
+
+
+@contextmanager
+def evaluating(*models: nn.Module) -> Iterator[None]:
+    """Put models in eval mode and put every module's own flag back afterwards."""
+    flags = [(module, module.training) for model in models for module in model.modules()]
+    try:
+        for module, _ in flags:
+            module.training = False
+        yield
+    finally:
+        for module, training in flags:
+            module.training = training

@@ -1,0 +1,120 @@
+"""Apply a plan to a module: allocate everything, then commit."""
+
+from __future__ import annotations
+
+import copy
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from surgeon.errors import PlanMismatch, SurgeonError
+from surgeon.operate.select import select
+from surgeon.plan.plan import Edit, Plan
+
+
+def operate(model: nn.Module, plan: Plan, *, inplace: bool = False) -> nn.Module:
+    """Return a smaller model of the same class; the original is untouched unless ``inplace``.
+
+    Works on any checkpoint of the architecture that the plan was made for. Gradients are cut along.
+    Memory: at most the original and the small model.
+
+    Raises
+    ------
+    PlanMismatch, naming the tensor or attribute, when the plan is for another architecture.
+
+    Examples
+    --------
+    >>> small = surgeon.operate(model, plan)
+    """
+    _check(model, plan)
+    tensors = _named_tensors(model)
+    new = {id(tensors[name]): _cut(tensors[name], plan, name) for name in plan.cuts}
+    if inplace:
+        _replace(model, new)
+        small = model
+    else:
+        small = _copy(model, new)
+    for edit in plan.edits:
+        _apply(small, edit)
+    return small
+
+
+def _named_tensors(model: nn.Module) -> dict[str, Tensor]:
+    named = dict(model.named_parameters(remove_duplicate=False))
+    named.update(model.named_buffers(remove_duplicate=False))
+    return named
+
+
+def _check(model: nn.Module, plan: Plan) -> None:
+    tensors = _named_tensors(model)
+    for name, shape in plan.fingerprint.items():
+        if name not in tensors:
+            raise PlanMismatch(f"the plan is for another architecture: this model has no tensor {name!r}")
+        if tuple(tensors[name].shape) != tuple(shape):
+            raise PlanMismatch(
+                f"the plan is for another architecture: {name} is {list(tensors[name].shape)} here, {list(shape)} in the plan"
+            )
+    unknown = {name for name, _ in model.named_parameters()} - set(plan.fingerprint)
+    if unknown:
+        raise PlanMismatch(f"the plan is for another architecture: it does not know {sorted(unknown)[0]!r}")
+    for edit in plan.edits:
+        found = _read(model, edit)
+        if found != edit.old:
+            raise PlanMismatch(f"the plan is for another architecture: {edit.owner}.{edit.name} is {found!r}, not {edit.old}")
+
+
+def _read(model: nn.Module, edit: Edit) -> Any:
+    try:
+        value = getattr(model.get_submodule(edit.owner), edit.name)
+        return value if edit.index is None else value[edit.index]
+    except (AttributeError, IndexError, TypeError):
+        return None
+
+
+def _apply(model: nn.Module, edit: Edit) -> None:
+    module = model.get_submodule(edit.owner)
+    if edit.index is None:
+        setattr(module, edit.name, edit.new)
+        return
+    value = getattr(module, edit.name)
+    items = list(value)
+    items[edit.index] = edit.new
+    setattr(module, edit.name, type(value)(items))
+
+
+def _cut(tensor: Tensor, plan: Plan, name: str) -> Tensor:
+    cut = plan.cuts[name]
+    kept = select(tensor, cut)
+    if isinstance(tensor, nn.Parameter):
+        kept = type(tensor)(kept, requires_grad=tensor.requires_grad)
+        if tensor.grad is not None:
+            kept.grad = select(tensor.grad, cut)
+    for key, value in vars(tensor).items():
+        setattr(kept, key, value)
+    return kept
+
+
+def _replace(model: nn.Module, new: dict[int, Tensor]) -> None:
+    for module in model.modules():
+        for registry in (module._parameters, module._buffers):
+            for name, tensor in registry.items():
+                if tensor is not None and id(tensor) in new:
+                    registry[name] = new[id(tensor)]  # type: ignore[assignment]
+
+
+def _copy(model: nn.Module, new: dict[int, Tensor]) -> nn.Module:
+    """Deep-copy a model; tensors that shrink are never copied whole."""
+    memo: dict[int, Any] = dict(new)
+    try:
+        small: nn.Module = copy.deepcopy(model, memo)
+    except Exception as error:
+        raise SurgeonError(
+            f"the model can't be copied ({type(error).__name__}: {error}); make it deep-copyable, or operate with inplace=True"
+        ) from error
+    with torch.no_grad():
+        for old in model.parameters():
+            twin = memo.get(id(old))
+            if old.grad is not None and isinstance(twin, nn.Parameter) and twin.grad is None:
+                twin.grad = old.grad.clone()
+    return small

@@ -1,0 +1,45 @@
+"""The one primitive of surgery: keep the positions that survive."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from surgeon.plan.plan import Cut
+
+
+def select(tensor: Tensor, cut: Cut) -> Tensor:
+    """Return the survivors of a tensor, ``[*cut.shape] -> [*cut.new_shape]``, in new memory.
+
+    Where each selection is along one dimension of its own, dimensions are indexed one after the other.
+    Otherwise a mask picks single positions; row-major order keeps them where the smaller op expects them.
+    """
+    single = all(len(s.dims) == 1 for s in cut.selections)
+    if single and len({s.dims for s in cut.selections}) == len(cut.selections):
+        kept = tensor.detach()
+        for s in cut.selections:
+            kept = kept.index_select(s.dims[0], torch.from_numpy(s.keep).to(tensor.device))
+    else:
+        kept = tensor.detach()[mask(tensor, cut)].reshape(cut.new_shape)
+    layout = _layout(tensor)
+    return kept.contiguous(memory_format=layout)
+
+
+def mask(tensor: Tensor, cut: Cut) -> Tensor:
+    """Return which positions survive, bool of the tensor's shape."""
+    alive = torch.ones((), dtype=torch.bool, device=tensor.device)
+    for s in cut.selections:
+        flags = torch.zeros(s.of, dtype=torch.bool)
+        flags[torch.from_numpy(s.keep)] = True
+        shape = [size if d in s.dims else 1 for d, size in enumerate(cut.shape)]
+        alive = alive & flags.view(shape).to(tensor.device)
+    return alive.expand(tensor.shape)
+
+
+def _layout(tensor: Tensor) -> torch.memory_format:
+    if tensor.is_contiguous():
+        return torch.contiguous_format
+    for rank, layout in ((4, torch.channels_last), (5, torch.channels_last_3d)):
+        if tensor.dim() == rank and tensor.is_contiguous(memory_format=layout):
+            return layout
+    return torch.contiguous_format

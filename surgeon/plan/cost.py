@@ -1,0 +1,161 @@
+"""What a model costs, as a polynomial in its widths.
+
+One FLOP is one multiply-add, and norms, pooling and resampling count as in fvcore. A cost is a sum of
+terms ``coefficient * product of widths``; widths come from counts of surviving labels.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Callable, Iterable, Sequence, Union
+
+import numpy as np
+
+if TYPE_CHECKING:
+    from surgeon.graph import Counted, DependencyGraph, Node
+
+    Dim = Union[int, Counted]
+    Formula = Callable[[Node], "list[tuple[float, Sequence[Dim]]]"]
+
+
+def _conv(node: Node) -> list[tuple[float, Sequence[Dim]]]:
+    x, weight = node.operands[:2]
+    spatial = len(weight) - 2
+    batch = x[: len(x) - 1 - spatial]
+    pixels = (x if node.name.startswith("conv_transpose") else node.results[0])[-spatial:]
+    return [(1, [*batch, *weight, *pixels])]
+
+
+def _linear(node: Node) -> list[tuple[float, Sequence[Dim]]]:
+    x, weight = node.operands[:2]
+    return [(1, [*x, weight[0]])]
+
+
+def _matmul(node: Node) -> list[tuple[float, Sequence[Dim]]]:
+    a, b = node.operands[:2]
+    return [(1, [*a, b[-1]] if len(b) > 1 else list(a))]
+
+
+def _addmm(node: Node) -> list[tuple[float, Sequence[Dim]]]:
+    _, a, b = node.operands[:3]
+    return [(1, [*a, b[-1]])]
+
+
+def _batch_norm(node: Node) -> list[tuple[float, Sequence[Dim]]]:
+    affine = len(node.operands) == 5
+    return [(2 if affine else 1, node.operands[0])]
+
+
+def _norm(node: Node) -> list[tuple[float, Sequence[Dim]]]:
+    return [(5 if len(node.operands) > 1 else 4, node.operands[0])]
+
+
+def _per_input(scale: float) -> Formula:
+    return lambda node: [(scale, node.operands[0])]
+
+
+def _per_output(scale: float) -> Formula:
+    return lambda node: [(scale, node.results[0])]
+
+
+FORMULAS: dict[str, Formula] = {
+    **{f"conv{t}{n}d": _conv for t in ("", "_transpose") for n in (1, 2, 3)},
+    "linear": _linear,
+    "matmul": _matmul,
+    "mm": _matmul,
+    "bmm": _matmul,
+    "addmm": _addmm,
+    "batch_norm": _batch_norm,
+    "group_norm": _norm,
+    "layer_norm": _norm,
+    "instance_norm": _norm,
+    "upsample_nearest2d": _per_output(1),
+    "upsample_bilinear2d": _per_output(4),
+    "adaptive_avg_pool2d": _per_input(1),
+    "grid_sampler": _per_output(4),
+}
+
+
+@dataclass(frozen=True, eq=False)
+class Cost:
+    """A sum of products of widths.
+
+    coefficient [terms]; factors [terms, k] index into the widths, 0 meaning 1; count and rows [widths] index
+    into the counts, ``rows`` -1 where the width is a plain count. ``owner`` [terms] says which node a term belongs to.
+    """
+
+    coefficient: np.ndarray
+    factors: np.ndarray
+    count: np.ndarray
+    rows: np.ndarray
+    owner: np.ndarray
+
+    def __str__(self) -> str:
+        return f"Cost({len(self.coefficient)} terms over {len(self.count)} widths)"
+
+    def widths(self, counts: np.ndarray) -> np.ndarray:
+        """Return ``[1, widths...]`` under the given counts."""
+        total = counts[self.count].astype(float)
+        rows = np.where(self.rows < 0, 1, counts[self.rows])
+        return np.concatenate([[1.0], total / np.maximum(rows, 1)])
+
+    def terms(self, counts: np.ndarray) -> np.ndarray:
+        """Return the value of every term."""
+        return np.asarray(self.coefficient * self.widths(counts)[self.factors].prod(axis=1))
+
+    def total(self, counts: np.ndarray) -> float:
+        """Return the cost under the given counts."""
+        return float(self.terms(counts).sum())
+
+    def gradient(self, counts: np.ndarray) -> np.ndarray:
+        """Return the derivative of the cost by each count, ``[counts]``."""
+        widths = self.widths(counts)
+        values = widths[self.factors]
+        by_width = np.zeros(len(widths))
+        for k in range(self.factors.shape[1]):
+            rest = np.delete(values, k, axis=1).prod(axis=1) * self.coefficient
+            np.add.at(by_width, self.factors[:, k], rest)
+        slope = np.zeros(len(counts))
+        rows = np.where(self.rows < 0, 1, np.maximum(counts[self.rows], 1))
+        np.add.at(slope, self.count, by_width[1:] / rows)
+        divided = self.rows >= 0
+        np.add.at(
+            slope, self.rows[divided], -(by_width[1:] * widths[1:] / rows)[divided]
+        )
+        return slope
+
+
+def assemble(terms: Iterable[tuple[int, float, Sequence[Dim]]]) -> Cost:
+    """Build a cost from terms ``(owner, coefficient, dimensions)``."""
+    index: dict[tuple[int, int], int] = {}
+    coefficients, factors, owners = [], [], []
+    for owner, coefficient, dims in terms:
+        row = []
+        for dim in dims:
+            if isinstance(dim, int):
+                coefficient *= dim
+            else:
+                key = (dim.count, -1 if dim.rows is None else dim.rows)
+                row.append(index.setdefault(key, len(index) + 1))
+        coefficients.append(float(coefficient))
+        factors.append(row)
+        owners.append(owner)
+    longest = max(map(len, factors), default=0) or 1
+    padded = np.array([row + [0] * (longest - len(row)) for row in factors], dtype=int).reshape(-1, longest)
+    keys = np.array(list(index), dtype=int).reshape(-1, 2)
+    return Cost(np.array(coefficients), padded, keys[:, 0], keys[:, 1], np.array(owners, dtype=int))
+
+
+def flops(graph: DependencyGraph) -> Cost:
+    """Return the multiply-adds of the recorded forward pass, by node."""
+    return assemble(
+        (i, coefficient, dims)
+        for i, node in enumerate(graph.nodes)
+        if node.name in FORMULAS
+        for coefficient, dims in FORMULAS[node.name](node)
+    )
+
+
+def params(graph: DependencyGraph) -> Cost:
+    """Return the number of parameters, by parameter."""
+    return assemble((i, 1, graph.shapes[name]) for i, name in enumerate(sorted(graph.parameters)) if name in graph.shapes)

@@ -1,0 +1,239 @@
+"""From graph and scores to a plan."""
+
+from __future__ import annotations
+
+import fnmatch
+from math import ceil, gcd
+from typing import TYPE_CHECKING, Any, Mapping, Sequence
+
+import numpy as np
+
+from surgeon.errors import BudgetError, ScoreError, SurgeonError, UnknownLayer
+from surgeon.plan import cost as costs
+from surgeon.plan.allocate import Budget, Ladder, by_ratio_globally, by_ratio_locally, parse_amount, under_budgets
+from surgeon.plan.plan import Cut, Edit, GroupCut, LayerCost, Masked, Plan, Selection
+
+if TYPE_CHECKING:
+    from surgeon.graph import Counted, DependencyGraph, Group
+
+Amount = "float | int | str | None"
+
+
+def plan(
+    graph: DependencyGraph,
+    scores: Mapping[str, Any],
+    *,
+    flops: float | int | str | None = None,
+    params: float | int | str | None = None,
+    ratio: float | None = None,
+    scope: str = "global",
+    round_to: int = 1,
+    floor: float = 0.1,
+    groups: Mapping[str, float] | None = None,
+    heads: bool | str = False,
+) -> Plan:
+    """Choose what goes and write it down.
+
+    Parameters
+    ----------
+    scores : group name -> importance per unit, higher stays
+    flops, params : upper bounds on what remains: a share such as 0.5, or an amount such as ``1.2e9`` or ``"1.2G"``;
+        one FLOP is one multiply-add
+    ratio : share of the units that goes, instead of budgets
+    scope : with a ratio, "global" over the model or "local" in every group
+    round_to : widths that remain are multiples of this
+    floor : smallest share of a group that stays
+    groups : layer name or glob -> largest share of its units that may go
+    heads : what goes where rows could go as well as columns (heads, conv groups): False columns, True rows
+
+    Raises
+    ------
+    NothingPrunable, BudgetError, InfeasibleBudget, ScoreError, UnknownLayer
+
+    Examples
+    --------
+    >>> plan(graph, surgeon.score(graph, "l1"), flops=0.5, round_to=8)
+    """
+    _check(flops, params, ratio, scope, round_to, floor)
+    graph.require_free()
+    limits = _limits(graph, groups or {})
+    settings = dict(flops=flops, params=params, ratio=ratio, scope=scope, round_to=round_to, floor=floor, heads=heads)
+    settings |= {"groups": dict(groups or {})}
+    free = _movable(graph, heads)
+    ladders, orders = [], []
+    for group in free:
+        order, loss = _ranked(group, scores)
+        orders.append(order)
+        ladders.append(_ladder(graph, group, loss, round_to, floor, limits.get(group.name, 1.0)))
+    if ratio is not None:
+        choose = by_ratio_locally if scope == "local" else by_ratio_globally
+        chosen = choose(ladders, [g.size for g in free], ratio)
+    else:
+        chosen = under_budgets(graph.initial, ladders, _budgets(graph, flops, params))
+    removed = [int(ladder.rungs[rung]) for ladder, rung in zip(ladders, chosen)]
+    units = np.concatenate([order[:steps].ravel() for order, steps in zip(orders, removed)])
+    return describe(graph, units, dict(zip((g.name for g in free), removed)), settings)
+
+
+def _check(flops: Any, params: Any, ratio: Any, scope: str, round_to: int, floor: float) -> None:
+    if ratio is None and flops is None and params is None:
+        raise BudgetError("say how much: flops=0.5, params=0.5 or ratio=0.5")
+    if ratio is not None and (flops is not None or params is not None):
+        raise BudgetError("give either a ratio or budgets, not both")
+    if ratio is not None and not 0 <= ratio < 1:
+        raise BudgetError(f"ratio={ratio!r} is the share of units that goes and must be in [0, 1)")
+    if scope not in ("global", "local"):
+        raise BudgetError(f"scope={scope!r} must be 'global' or 'local'")
+    if isinstance(round_to, bool) or not isinstance(round_to, int) or round_to < 1:
+        raise BudgetError(f"round_to={round_to!r} must be a positive integer")
+    if not 0 <= floor <= 1:
+        raise BudgetError(f"floor={floor!r} is the smallest share of a group that stays and must be in [0, 1]")
+
+
+def _limits(graph: DependencyGraph, asked: Mapping[str, float]) -> dict[str, float]:
+    """Return the largest share that may go, per group."""
+    limits: dict[str, float] = {}
+    for pattern, share in asked.items():
+        if not 0 <= share <= 1:
+            raise BudgetError(f"groups[{pattern!r}]={share!r} is the largest share that may go and must be in [0, 1]")
+        hit = [g for g in graph.groups if any(_matches(name, pattern) for name in (g.name, *(m.layer for m in g.members)))]
+        if not hit:
+            raise UnknownLayer(pattern, [g.name for g in graph.groups])
+        for group in hit:
+            limits[group.name] = min(share, limits.get(group.name, 1.0))
+    return limits
+
+
+def _matches(name: str, pattern: str) -> bool:
+    return fnmatch.fnmatchcase(name, pattern)
+
+
+def _movable(graph: DependencyGraph, heads: bool | str) -> list[Group]:
+    """Where rows hold columns that could go as well, choose one of the two."""
+    outer, inner = graph.nesting()
+    if heads == "both":
+        raise BudgetError("heads='both' is not supported yet; use True or False")
+    skipped = inner if heads else outer
+    return [g for g in graph.free if g.name not in skipped]
+
+
+def _ranked(group: Group, scores: Mapping[str, Any]) -> tuple[np.ndarray, np.ndarray]:
+    """Return units in the order of removal ``[steps, units per step]`` and the loss of each step, normalised to mean 1."""
+    if group.name not in scores:
+        raise ScoreError(f"no scores for group {group.name!r}")
+    values = np.asarray(scores[group.name], dtype=float)
+    if values.shape != (len(group.units),):
+        raise ScoreError(f"group {group.name!r} has {len(group.units)} units, but its scores have shape {values.shape}")
+    if not np.isfinite(values).all():
+        layers = sorted({m.parameter for m in group.members})
+        raise ScoreError(f"group {group.name!r} has NaN or infinite scores; check the weights of {', '.join(layers[:4])}")
+    start, columns, losses = 0, [], np.zeros(group.size)
+    for row in group.grid:
+        mine = values[start : start + len(row)]
+        start += len(row)
+        order = np.argsort(mine, kind="stable").reshape(group.size, -1)
+        columns.append(row[order])
+        losses += mine[order].sum(axis=1)
+    mean = losses.mean()
+    return np.concatenate(columns, axis=1), losses / mean if mean > 0 else losses
+
+
+def _ladder(graph: DependencyGraph, group: Group, loss: np.ndarray, round_to: int, floor: float, limit: float) -> Ladder:
+    size = group.size
+    width = graph.step_width(group)
+    multiple = round_to // gcd(round_to, width)
+    most = min(size - max(1, ceil(floor * size - 1e-9)), int(limit * size + 1e-9))
+    left = np.arange(size - most, size + 1)[::-1]
+    left = left[(left % multiple == 0) | (left == size)]
+    rungs = size - left
+    total = np.concatenate([[0.0], np.cumsum(loss)])
+    touched = np.zeros(len(graph.initial))
+    touched[list(group.touched)] = list(group.touched.values())
+    return Ladder(group.name, rungs, total[rungs], touched, len(group.units) // size)
+
+
+def _budgets(graph: DependencyGraph, flops: Any, params: Any) -> list[Budget]:
+    budgets = []
+    for name, asked, build in (("flops", flops, costs.flops), ("params", params, costs.params)):
+        if asked is not None:
+            cost = build(graph)
+            budgets.append(Budget(name, cost, parse_amount(name, asked, cost.total(graph.initial)), str(asked)))
+    return budgets
+
+
+# -- writing it down ---------------------------------------------------------------------------------
+
+
+def describe(graph: DependencyGraph, units: Sequence[int] | np.ndarray, removed: Mapping[str, int], settings: Mapping[str, Any]) -> Plan:
+    """Write down what happens when the given units go.
+
+    Raises SurgeonError when some size can't follow, which a graph's groups exclude one by one.
+    """
+    alive = ~graph.dead_classes(units)
+    counts = np.asarray(graph.incidence @ alive.astype(np.int64))
+    settlement = graph.settle(counts)
+    if settlement.conflicts:
+        raise SurgeonError(f"sizes contradict each other after the cut: {settlement.conflicts[0]}")
+    edits = tuple(
+        Edit(a.owner, a.name, a.index, graph.old[a], new)
+        for a, new in sorted(settlement.attributes.items(), key=lambda item: str(item[0]))
+    )
+    return Plan(
+        cuts=_cuts(graph, alive, counts),
+        fingerprint={name: tuple(map(_size, shape)) for name, shape in graph.shapes.items()},
+        edits=edits,
+        groups=tuple(
+            GroupCut(g.name, g.size, removed.get(g.name, 0), tuple(sorted({m.layer for m in g.members}))) for g in graph.free
+        ),
+        pins={g.name: graph.reason(g) for g in graph.groups if g.pinned is not None},
+        cost=_layer_costs(graph, counts),
+        totals={
+            name: (cost.total(graph.initial), cost.total(counts))
+            for name, cost in (("flops", costs.flops(graph)), ("params", costs.params(graph)))
+        },
+        settings=dict(settings),
+        masked=_masked(graph, alive),
+    )
+
+
+def _size(dim: int | Counted) -> int:
+    return dim if isinstance(dim, int) else dim.size
+
+
+def _cuts(graph: DependencyGraph, alive: np.ndarray, counts: np.ndarray) -> dict[str, Cut]:
+    selections: dict[str, list[Selection]] = {}
+    for place in graph.places:
+        keep = alive[place.classes]
+        if not keep.all():
+            chosen = Selection(place.dims, len(keep), np.flatnonzero(keep))
+            selections.setdefault(place.parameter, []).append(chosen)
+    cuts = {}
+    for name, chosen in selections.items():
+        shape = graph.shapes[name]
+        new = tuple(dim if isinstance(dim, int) else dim.of(counts) for dim in shape)
+        if any(n is None or n < 1 for n in new):
+            raise SurgeonError(f"{name}: the cut would not leave a rectangle of {[_size(d) for d in shape]}")
+        cuts[name] = Cut(tuple(map(_size, shape)), new, tuple(chosen))  # type: ignore[arg-type]
+    return cuts
+
+
+def _layer_costs(graph: DependencyGraph, counts: np.ndarray) -> dict[str, LayerCost]:
+    names = sorted(graph.parameters)
+    layers: dict[str, list[float]] = {}
+    for cost, owner, at in (
+        (costs.flops(graph), lambda i: graph.nodes[i].module, 0),
+        (costs.params(graph), lambda i: names[i].rpartition(".")[0], 2),
+    ):
+        for k, which in enumerate((graph.initial, counts)):
+            for i, value in zip(cost.owner, cost.terms(which)):
+                layers.setdefault(owner(i), [0.0] * 4)[at + k] += float(value)
+    return {name: LayerCost((a, b), (c, d)) for name, (a, b, c, d) in layers.items()}
+
+
+def _masked(graph: DependencyGraph, alive: np.ndarray) -> tuple[Masked, ...]:
+    found = []
+    for call, op, position, dims, classes in graph.reductions():
+        keep = alive[classes]
+        if not keep.all():
+            found.append(Masked(call, op, position, Selection(dims, len(keep), np.flatnonzero(keep))))
+    return tuple(found)

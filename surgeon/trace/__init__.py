@@ -1,0 +1,18 @@
+"""Record one forward pass: calls, module paths, source lines, and where each size came from."""
+
+from surgeon.trace.integers import Arithmetic, Attribute, Equation, Expression, Tracked, Width, evaluate, solve
+from surgeon.trace.recorder import Call, Listener, record
+
+__all__ = [
+    "Arithmetic",
+    "Attribute",
+    "Call",
+    "Equation",
+    "Expression",
+    "Listener",
+    "Tracked",
+    "Width",
+    "evaluate",
+    "record",
+    "solve",
+]

@@ -1,0 +1,228 @@
+"""Integers that remember where they came from.
+
+A forward pass is full of sizes: ``x.view(b, t, self.num_heads, self.head_dim)``. While recording, the
+integer attributes of modules and the entries of ``.shape`` are ``Tracked``: ordinary integers that carry
+an expression through ``+ - * // %``. After planning, the expressions say which attributes to set.
+
+    heads = Tracked(12, Attribute("attn", "num_heads"))
+    (heads * 64).expression     # (attn.num_heads * 64)
+"""
+
+from __future__ import annotations
+
+import operator
+from contextlib import contextmanager
+from contextvars import ContextVar
+from dataclasses import dataclass, field
+from typing import Any, Callable, Iterator, Mapping, Union
+
+OPERATORS: dict[str, Callable[[int, int], int]] = {
+    "+": operator.add,
+    "-": operator.sub,
+    "*": operator.mul,
+    "//": operator.floordiv,
+    "%": operator.mod,
+}
+
+
+@dataclass(frozen=True)
+class Attribute:
+    """An integer held by a module: ``layer1.0.conv2.groups``, ``norm.normalized_shape[0]``."""
+
+    owner: str
+    name: str
+    index: int | None = None
+
+    def __str__(self) -> str:
+        item = "" if self.index is None else f"[{self.index}]"
+        return f"{self.owner + '.' if self.owner else ''}{self.name}{item}"
+
+
+@dataclass(frozen=True, eq=False)
+class Width:
+    """The size of a live dimension; what it counts is known to whoever made it."""
+
+    source: Any
+    size: int
+
+    def __str__(self) -> str:
+        return f"width {self.size}"
+
+
+@dataclass(frozen=True)
+class Arithmetic:
+    """``left operator right`` over tracked integers and literals."""
+
+    operator: str
+    left: Expression
+    right: Expression
+
+    def __str__(self) -> str:
+        return f"({self.left} {self.operator} {self.right})"
+
+
+Expression = Union[int, Attribute, Width, Arithmetic]
+
+
+@dataclass(frozen=True)
+class Equation:
+    """Two sizes that the model compared and found equal: they must stay equal."""
+
+    left: Expression
+    right: Expression
+    source: str
+
+
+@dataclass
+class Ledger:
+    """What happened to tracked integers besides being used as sizes."""
+
+    equations: list[Equation] = field(default_factory=list)
+    escapes: list[tuple[Expression, str]] = field(default_factory=list)
+    where: Callable[[], str] = lambda: "?"
+
+
+_ledger: ContextVar[Ledger | None] = ContextVar("ledger", default=None)
+
+
+@contextmanager
+def ledger(entries: Ledger) -> Iterator[Ledger]:
+    """Collect comparisons and escapes of tracked integers made in the block."""
+    token = _ledger.set(entries)
+    try:
+        yield entries
+    finally:
+        _ledger.reset(token)
+
+
+def expression(value: Any) -> Expression:
+    """Return where an integer came from; a literal is its own expression."""
+    return value.expression if isinstance(value, Tracked) else int(value)
+
+
+class Tracked(int):
+    """An ``int`` with a provenance. Arithmetic keeps it; turning it into a float is reported."""
+
+    expression: Expression
+
+    def __new__(cls, value: int, source: Expression) -> Tracked:
+        self = super().__new__(cls, value)
+        self.expression = source
+        return self
+
+    def __eq__(self, other: object) -> bool:
+        same = int.__eq__(self, other)  # type: ignore[arg-type]
+        entries = _ledger.get()
+        if same is True and entries is not None and isinstance(other, Tracked):
+            entries.equations.append(Equation(self.expression, other.expression, entries.where()))
+        return same
+
+    def __ne__(self, other: object) -> bool:
+        same = self.__eq__(other)
+        return same if same is NotImplemented else not same
+
+    __hash__ = int.__hash__
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return int, (int(self),)
+
+    def __deepcopy__(self, memo: Any) -> int:
+        return int(self)
+
+
+def _arithmetic(symbol: str, method: str, reflected: bool) -> Callable[[Tracked, Any], Any]:
+    compute = getattr(int, method)
+
+    def apply(self: Tracked, other: Any) -> Any:
+        value = compute(self, other)
+        if value is NotImplemented or type(value) is not int:
+            return value
+        sides = (expression(other), self.expression) if reflected else (self.expression, expression(other))
+        return Tracked(value, Arithmetic(symbol, *sides))
+
+    return apply
+
+
+def _escape(method: str) -> Callable[..., Any]:
+    compute = getattr(int, method)
+
+    def apply(self: Tracked, *others: Any) -> Any:
+        entries = _ledger.get()
+        if entries is not None:
+            entries.escapes.append((self.expression, entries.where()))
+        return compute(self, *others)
+
+    return apply
+
+
+for _symbol, _name in (("+", "add"), ("-", "sub"), ("*", "mul"), ("//", "floordiv"), ("%", "mod")):
+    setattr(Tracked, f"__{_name}__", _arithmetic(_symbol, f"__{_name}__", reflected=False))
+    setattr(Tracked, f"__r{_name}__", _arithmetic(_symbol, f"__r{_name}__", reflected=True))
+for _name in ("truediv", "rtruediv", "pow", "rpow", "float"):
+    setattr(Tracked, f"__{_name}__", _escape(f"__{_name}__"))
+
+
+def leaves(source: Expression) -> Iterator[Attribute | Width]:
+    """Yield the attributes and widths that an expression depends on."""
+    if isinstance(source, Arithmetic):
+        yield from leaves(source.left)
+        yield from leaves(source.right)
+    elif not isinstance(source, int):
+        yield source
+
+
+def evaluate(source: Expression, attributes: Mapping[Attribute, int], width: Callable[[Width], int]) -> int | None:
+    """Compute an expression under new values; None while an attribute is unknown or a division is by zero."""
+    if isinstance(source, int):
+        return source
+    if isinstance(source, Width):
+        return width(source)
+    if isinstance(source, Attribute):
+        return attributes.get(source)
+    left, right = (evaluate(side, attributes, width) for side in (source.left, source.right))
+    if left is None or right is None or (source.operator in ("//", "%") and right == 0):
+        return None
+    return OPERATORS[source.operator](left, right)
+
+
+def solve(
+    source: Expression, value: int, attributes: Mapping[Attribute, int], width: Callable[[Width], int]
+) -> tuple[Attribute, int] | None:
+    """Find the one unknown attribute of an expression that should equal ``value``.
+
+    >>> solve(Arithmetic("*", Attribute("attn", "num_heads"), 64), 640, {}, lambda w: w.size)
+    (Attribute(owner='attn', name='num_heads', index=None), 10)
+    """
+    if isinstance(source, Attribute):
+        return None if source in attributes else (source, value)
+    if not isinstance(source, Arithmetic):
+        return None
+    left, right = (evaluate(side, attributes, width) for side in (source.left, source.right))
+    if left is None and right is not None:
+        inverse = _INVERSE_LEFT[source.operator](value, right)
+        return None if inverse is None else solve(source.left, inverse, attributes, width)
+    if right is None and left is not None:
+        inverse = _INVERSE_RIGHT[source.operator](value, left)
+        return None if inverse is None else solve(source.right, inverse, attributes, width)
+    return None
+
+
+def _exact(value: int, divisor: int) -> int | None:
+    return value // divisor if divisor and value % divisor == 0 else None
+
+
+# x op known = value, and known op x = value
+_INVERSE_LEFT: dict[str, Callable[[int, int], int | None]] = {
+    "+": lambda value, known: value - known,
+    "-": lambda value, known: value + known,
+    "*": _exact,
+    "//": lambda value, known: value * known,
+    "%": lambda value, known: None,
+}
+_INVERSE_RIGHT: dict[str, Callable[[int, int], int | None]] = {
+    "+": lambda value, known: value - known,
+    "-": lambda value, known: known - value,
+    "*": _exact,
+    "//": lambda value, known: _exact(known, value),
+    "%": lambda value, known: None,
+}

@@ -1,0 +1,165 @@
+"""Run a model once and hand every torch call to a listener, with module path, source line and tracked sizes."""
+
+from __future__ import annotations
+
+import linecache
+import math
+import os
+import sys
+from dataclasses import dataclass, field
+from typing import Any, Protocol, Sequence
+
+import torch
+from torch import Tensor, nn
+from torch.nn.modules import module as torch_module
+
+from surgeon.dispatch import SIZE_QUERIES, intercept, op_name
+from surgeon.errors import SurgeonError, TraceError
+from surgeon.modules import as_arguments, tensors_in, untouched
+from surgeon.trace.integers import Attribute, Ledger, Tracked, ledger
+
+_TORCH = os.path.dirname(torch.__file__) + os.sep
+_OWN = os.path.dirname(os.path.dirname(__file__)) + os.sep
+_INTERNAL = frozenset(vars(nn.Module())) | {"training"}
+
+
+@dataclass(frozen=True, eq=False)
+class Call:
+    """One torch-level call: ``conv2d`` in ``layer1.0.conv1``, with the arguments as Python passed them."""
+
+    index: int
+    name: str
+    func: Any
+    args: tuple[Any, ...]
+    kwargs: dict[str, Any]
+    result: Any
+    module: str
+    location: tuple[str, int]
+
+    def argument(self, position: int, name: str, default: Any = None) -> Any:
+        """Return an argument given by position or by name."""
+        if position < len(self.args):
+            return self.args[position]
+        return self.kwargs.get(name, default)
+
+    def __str__(self) -> str:
+        return f"{self.name} in {self.module or 'the model'} ({source_line(self.location)})"
+
+
+class Listener(Protocol):
+    """What the recorder tells: each call, and the question how large a tensor is."""
+
+    def call(self, call: Call) -> None: ...
+
+    def sizes(self, tensor: Tensor) -> Sequence[int]: ...
+
+
+def source_line(location: tuple[str, int]) -> str:
+    """Format ``file.py:12: y = x.view(...)``."""
+    path, number = location
+    text = linecache.getline(path, number).strip()
+    return f"{os.path.basename(path)}:{number}" + (f": {text}" if text else "")
+
+
+def track_attributes(model: nn.Module) -> None:
+    """Replace the integers held by modules with tracked ones; ``untouched`` puts the originals back."""
+    for path, module in model.named_modules():
+        for name, value in list(vars(module).items()):
+            if name not in _INTERNAL:
+                vars(module)[name] = _track(value, path, name)
+
+
+def _track(value: Any, owner: str, name: str) -> Any:
+    if type(value) is int:
+        return Tracked(value, Attribute(owner, name))
+    if type(value) in (tuple, list, torch.Size) and any(type(item) is int for item in value):
+        items = (Tracked(v, Attribute(owner, name, i)) if type(v) is int else v for i, v in enumerate(value))
+        return type(value)(items)
+    return value
+
+
+@dataclass
+class _Recording:
+    listener: Listener
+    names: dict[int, str]
+    start: int
+    stack: list[str] = field(default_factory=list)
+    count: int = 0
+    known: dict[str, bool] = field(default_factory=dict)
+    location: tuple[str, int] = ("?", 0)
+
+    def __call__(self, func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+        self.location = self.locate()
+        result = func(*args, **kwargs)
+        name = op_name(func)
+        if name in SIZE_QUERIES:
+            return self.size(name, result, *args, **kwargs)
+        index, self.count = self.start + self.count, self.count + 1
+        module = self.stack[-1] if self.stack else ""
+        self.listener.call(Call(index, name, func, args, kwargs, result, module, self.location))
+        return result
+
+    def size(self, name: str, result: Any, tensor: Tensor, dim: int | None = None) -> Any:
+        sizes = self.listener.sizes(tensor)
+        if name == "numel":
+            return math.prod(sizes)
+        return torch.Size(sizes) if dim is None else sizes[dim]
+
+    def locate(self) -> tuple[str, int]:
+        frame = sys._getframe(1)
+        while frame is not None:
+            path = frame.f_code.co_filename
+            foreign = self.known.get(path)
+            if foreign is None:
+                foreign = self.known[path] = not path.startswith((_TORCH, _OWN, "<"))
+            if foreign:
+                return path, frame.f_lineno
+            frame = frame.f_back  # type: ignore[assignment]
+        return "?", 0
+
+    def enter(self, module: nn.Module, args: Any) -> None:
+        self.stack.append(self.names.get(id(module), self.stack[-1] if self.stack else ""))
+
+    def leave(self, module: nn.Module, args: Any, result: Any) -> None:
+        self.stack.pop()
+
+
+def record(
+    model: nn.Module, example_inputs: Any, listener: Listener, *, training: bool = False, start: int = 0
+) -> tuple[Any, Ledger, int]:
+    """Run the model once under the recorder.
+
+    The forward runs without gradients and in eval mode. ``training=True`` puts the modules that
+    only hold others in training mode (so that their auxiliary branches run), while layers with state of their
+    own, such as batch norm and dropout, stay in eval mode.
+
+    Returns the model's output, the ledger of size comparisons and escapes, and the number of calls.
+    Raises TraceError when the forward fails.
+    """
+    args, kwargs = as_arguments(example_inputs)
+    recording = _Recording(listener, {id(m): path for path, m in model.named_modules()}, start)
+    entries = Ledger(where=lambda: source_line(recording.locate()))
+    with untouched(model):
+        for module in model.modules():
+            module.training = training and bool(module._modules)
+        track_attributes(model)
+        hooks = (
+            torch_module.register_module_forward_pre_hook(recording.enter),
+            torch_module.register_module_forward_hook(recording.leave, always_call=True),
+        )
+        try:
+            with torch.no_grad(), ledger(entries), intercept(recording):
+                output = model(*args, **kwargs)
+        except SurgeonError:
+            raise
+        except Exception as error:
+            where = f"{recording.stack[-1] or 'the model'}, " if recording.stack else ""
+            given = ", ".join(str(tuple(t.shape)) for t in tensors_in([args, kwargs])) or "no tensors"
+            raise TraceError(
+                f"the forward pass failed at {where}{source_line(recording.location)}: {type(error).__name__}: {error}; "
+                f"example inputs had shapes {given}; check that model(*example_inputs) runs"
+            ) from error
+        finally:
+            for hook in hooks:
+                hook.remove()
+    return output, entries, recording.count

@@ -1,0 +1,205 @@
+"""The masked original: every position that the plan removes is zero, every statistic is over the survivors.
+
+This is written against the plan and the original model alone; it shares no code with the surgery.
+"""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from typing import Any, Callable, Mapping, Sequence
+
+import torch
+from torch import Tensor
+
+from surgeon.dispatch import SIZE_QUERIES, intercept, op_name
+from surgeon.errors import VerificationError
+from surgeon.modules import tensors_in
+from surgeon.plan.plan import Masked, Plan, Selection
+
+Statistic = Callable[[Callable[..., Any], Tensor, Tensor, tuple[Any, ...], dict[str, Any]], Any]
+
+
+def flags(selection: Selection, shape: Sequence[int], device: torch.device) -> Tensor:
+    """Return which positions of a tensor a selection keeps, with size 1 along the other dimensions."""
+    keep = torch.zeros(selection.of, dtype=torch.bool)
+    keep[torch.from_numpy(selection.keep)] = True
+    return keep.view([size if d in selection.dims else 1 for d, size in enumerate(shape)]).to(device)
+
+
+def masked_state(state: Mapping[str, Tensor], plan: Plan) -> dict[str, Tensor]:
+    """Return parameters and buffers with every removed position zero."""
+    masked = dict(state)
+    for name, cut in plan.cuts.items():
+        tensor = state[name]
+        for selection in cut.selections:
+            tensor = torch.where(flags(selection, tensor.shape, tensor.device), tensor, torch.zeros_like(tensor))
+        masked[name] = tensor
+    return masked
+
+
+class Statistics:
+    """Interceptor that computes the plan's masked calls over the survivors only."""
+
+    def __init__(self, plan: Plan) -> None:
+        self.at: dict[int, list[Masked]] = defaultdict(list)
+        for masked in plan.masked:
+            self.at[masked.call].append(masked)
+        self.count = 0
+        self.dtype = torch.float64
+
+    def __call__(self, func: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+        name = op_name(func)
+        if name in SIZE_QUERIES:
+            return func(*args, **kwargs)
+        here, self.count = self.at.get(self.count, ()), self.count + 1
+        result = _masked_call(name, func, args, kwargs, here) if here else func(*args, **kwargs)
+        for tensor in tensors_in(result):
+            if tensor.is_floating_point() and tensor.dtype.itemsize < self.dtype.itemsize:
+                self.dtype = tensor.dtype
+        return result
+
+
+def _masked_call(name: str, func: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any], here: Sequence[Masked]) -> Any:
+    if here[0].op != name:
+        raise VerificationError(
+            f"the forward pass took another path than the recorded one: call {here[0].call} is {name}, not {here[0].op}"
+        )
+    tensors = list(tensors_in([args, kwargs]))
+    masks: dict[int, Tensor] = {}
+    for masked in here:
+        tensor = tensors[masked.position]
+        keep = flags(masked.selection, tensor.shape, tensor.device)
+        masks[masked.position] = masks[masked.position] & keep if masked.position in masks else keep
+    statistic = STATISTICS.get(name)
+    if statistic is not None and set(masks) == {0}:
+        return statistic(func, tensors[0], masks[0], args, kwargs)
+    blank = {id(tensors[p]): torch.where(keep, tensors[p], torch.zeros_like(tensors[p])) for p, keep in masks.items()}
+    return func(*_swap(args, blank), **_swap(kwargs, blank))
+
+
+def _swap(tree: Any, new: Mapping[int, Tensor]) -> Any:
+    if isinstance(tree, Tensor):
+        return new.get(id(tree), tree)
+    if isinstance(tree, dict):
+        return {k: _swap(v, new) for k, v in tree.items()}
+    if isinstance(tree, (tuple, list)) and not hasattr(tree, "_fields"):
+        return type(tree)(_swap(v, new) for v in tree)
+    return tree
+
+
+def use(kwargs: Mapping[str, Any], args: Sequence[Any], position: int, name: str, default: Any = None) -> Any:
+    """Return an argument given by position or by name."""
+    return args[position] if position < len(args) else kwargs.get(name, default)
+
+
+# -- statistics over survivors: x, keep (broadcastable), over dims -----------------------------------
+
+
+def moments(x: Tensor, keep: Tensor, dims: Sequence[int], correction: float = 0) -> tuple[Tensor, Tensor]:
+    """Return mean and variance of the kept positions along dimensions, dimensions kept."""
+    weight = keep.to(x.dtype).expand(x.shape)
+    count = weight.sum(dims, keepdim=True)
+    mean = (x * weight).sum(dims, keepdim=True) / count.clamp(min=1)
+    spread = ((x - mean) ** 2 * weight).sum(dims, keepdim=True)
+    return mean, spread / (count - correction).clamp(min=1e-300)
+
+
+def _dims(given: Any, x: Tensor) -> list[int]:
+    if given is None or (isinstance(given, (tuple, list)) and not given):
+        return list(range(x.dim()))
+    return [int(d) % x.dim() for d in (given if isinstance(given, (tuple, list)) else (given,))]
+
+
+def _reduced(result: Tensor, dims: Sequence[int], keepdim: bool) -> Tensor:
+    if keepdim:
+        return result
+    for dim in sorted(dims, reverse=True):
+        result = result.squeeze(dim)
+    return result
+
+
+def _mean(func: Any, x: Tensor, keep: Tensor, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Tensor:
+    dims = _dims(use(kwargs, args, 1, "dim"), x)
+    return _reduced(moments(x, keep, dims)[0], dims, bool(use(kwargs, args, 2, "keepdim", False)))
+
+
+def _spread(root: bool, with_mean: bool) -> Statistic:
+    def statistic(func: Any, x: Tensor, keep: Tensor, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+        second = use(kwargs, args, 1, "dim")
+        dims = _dims(None if isinstance(second, bool) else second, x)
+        unbiased = args[2] if len(args) > 2 and isinstance(args[2], bool) else kwargs.get("unbiased", True)
+        correction = kwargs.get("correction", 1 if unbiased else 0)
+        mean, variance = moments(x, keep, dims, 1 if correction is None else correction)
+        keepdim = bool(kwargs.get("keepdim", len(args) > 3 and args[3]))
+        spread = _reduced(variance.sqrt() if root else variance, dims, keepdim)
+        return (spread, _reduced(mean, dims, keepdim)) if with_mean else spread
+
+    return statistic
+
+
+def _filled(value: float) -> Statistic:
+    """Run the op itself with cut positions at a value that can't matter to it."""
+
+    def statistic(func: Any, x: Tensor, keep: Tensor, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+        filled = torch.where(keep, x, torch.full_like(x, value))
+        return func(*_swap(args, {id(x): filled}), **_swap(kwargs, {id(x): filled}))
+
+    return statistic
+
+
+def _affine(x: Tensor, weight: Tensor | None, bias: Tensor | None, shape: Sequence[int]) -> Tensor:
+    x = x if weight is None else x * weight.view(*shape)
+    return x if bias is None else x + bias.view(*shape)
+
+
+def _layer_norm(func: Any, x: Tensor, keep: Tensor, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Tensor:
+    shape = use(kwargs, args, 1, "normalized_shape")
+    dims = list(range(x.dim() - len(shape), x.dim()))
+    mean, variance = moments(x, keep, dims)
+    scaled = (x - mean) / (variance + use(kwargs, args, 4, "eps", 1e-5)).sqrt()
+    return _affine(scaled, use(kwargs, args, 2, "weight"), use(kwargs, args, 3, "bias"), shape)
+
+
+def _rms_norm(func: Any, x: Tensor, keep: Tensor, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Tensor:
+    shape = use(kwargs, args, 1, "normalized_shape")
+    dims = list(range(x.dim() - len(shape), x.dim()))
+    eps = use(kwargs, args, 3, "eps")
+    eps = torch.finfo(x.dtype).eps if eps is None else eps
+    scaled = x / (moments(x * x, keep, dims)[0] + eps).sqrt()
+    return _affine(scaled, use(kwargs, args, 2, "weight"), None, shape)
+
+
+def _group_norm(func: Any, x: Tensor, keep: Tensor, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Tensor:
+    groups = int(use(kwargs, args, 1, "num_groups"))
+    rows = x.reshape(x.shape[0], groups, -1)
+    mean, variance = moments(rows, keep.expand(x.shape).reshape(rows.shape), [2])
+    scaled = ((rows - mean) / (variance + use(kwargs, args, 4, "eps", 1e-5)).sqrt()).reshape(x.shape)
+    shape = [1, x.shape[1]] + [1] * (x.dim() - 2)
+    return _affine(scaled, use(kwargs, args, 2, "weight"), use(kwargs, args, 3, "bias"), shape)
+
+
+def _softmax(func: Any, x: Tensor, keep: Tensor, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Tensor:
+    filled = torch.where(keep, x, torch.full_like(x, float("-inf")))
+    # A row with no survivor belongs to a position that is cut along another dimension.
+    return torch.nan_to_num(func(*_swap(args, {id(x): filled}), **_swap(kwargs, {id(x): filled})))
+
+
+STATISTICS: dict[str, Statistic] = {
+    "mean": _mean,
+    "var": _spread(root=False, with_mean=False),
+    "std": _spread(root=True, with_mean=False),
+    "var_mean": _spread(root=False, with_mean=True),
+    "std_mean": _spread(root=True, with_mean=True),
+    "amax": _filled(float("-inf")),
+    "logsumexp": _filled(float("-inf")),
+    "amin": _filled(float("inf")),
+    "prod": _filled(1.0),
+    "all": _filled(1.0),
+    "layer_norm": _layer_norm,
+    "rms_norm": _rms_norm,
+    "group_norm": _group_norm,
+    "softmax": _softmax,
+    "log_softmax": _filled(float("-inf")),
+}
+
+__all__ = ["STATISTICS", "Statistics", "intercept", "masked_state"]

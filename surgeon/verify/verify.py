@@ -1,0 +1,259 @@
+"""Compare the small model with the masked original."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any, Callable, Mapping
+
+import torch
+from torch import Tensor, nn
+from torch.func import functional_call
+
+from surgeon.dispatch import SIZE_QUERIES, intercept, op_name
+from surgeon.errors import VerificationError
+from surgeon.modules import as_arguments, evaluating, tensors_in
+from surgeon.plan.plan import Plan
+from surgeon.verify.count import Count, count_flops
+from surgeon.verify.reference import Statistics, masked_state
+
+# Largest difference allowed, relative to the largest output, by the narrowest float the forward pass computes in.
+TOLERANCE = {torch.float64: 1e-9, torch.float32: 1e-4, torch.float16: 2e-2, torch.bfloat16: 1e-1}
+
+
+@dataclass(frozen=True)
+class Proof:
+    """What was checked and how close it came.
+
+    difference   largest absolute difference of outputs, relative to the largest absolute output
+    tolerance    what was allowed
+    dtype        the narrowest float that the compared forward passes computed in
+    flops        multiply-adds: (predicted before, predicted after, fvcore before, fvcore after)
+    params       (predicted after, counted after)
+    uncounted    ops that fvcore does not count in the small model
+    """
+
+    difference: float
+    tolerance: float
+    dtype: str
+    flops: tuple[float, float, float, float]
+    params: tuple[int, int]
+    uncounted: Mapping[str, int]
+    note: str = ""
+
+    def __str__(self) -> str:
+        flops = f"FLOPs {self.flops[1]:.6g} predicted, {self.flops[3]:.6g} by fvcore (multiply-adds)"
+        note = f"; {self.note}" if self.note else ""
+        return f"masked original = small model to {self.difference:.1e} of the output in {self.dtype} (allowed {self.tolerance:.0e}); {flops}{note}"
+
+
+def verify(
+    model: nn.Module,
+    small: nn.Module,
+    plan: Plan,
+    example_inputs: Any,
+    *,
+    counts: tuple[Count, Count] | None = None,
+) -> Proof:
+    """Prove that the small model computes what the masked original computes.
+
+    The original runs with every removed weight zero and every norm, mean and softmax over the survivors. Both run in
+    float64 where the model allows it, in eval mode, on the example inputs. Parameters and fvcore's FLOPs have to agree with
+    the plan's prediction.
+
+    Raises
+    ------
+    VerificationError naming the first op where the two part.
+    """
+    _check_weights(model, small, plan)
+    state, own = _state(model), _state(small)
+    difference, dtype, note = _difference(model, small, plan, example_inputs, state, own)
+    if _silent(plan, state):
+        # Where cut weights are zero anyway, any cut would pass: prove it on other weights of the same shapes too.
+        state = _jittered(state)
+        other, dtype, note = _difference(model, small, plan, example_inputs, state, _cut_state(state, own, plan))
+        difference, note = max(difference, other), (note + "also proved on perturbed weights: some cut weights are zero").strip()
+    before, after = counts or (count_flops(model, example_inputs), count_flops(small, example_inputs))
+    predicted = plan.totals["flops"]
+    params = sum(p.numel() for p in small.parameters())
+    if params != round(plan.totals["params"][1]):
+        raise VerificationError(f"the plan predicts {plan.totals['params'][1]:.0f} parameters, the small model has {params}")
+    note = "; ".join(filter(None, [note, after.failed]))
+    return Proof(
+        difference,
+        TOLERANCE[dtype],
+        str(dtype).removeprefix("torch."),
+        (predicted[0], predicted[1], before.total, after.total),
+        (round(plan.totals["params"][1]), params),
+        after.uncounted,
+        note,
+    )
+
+
+def _state(model: nn.Module) -> dict[str, Tensor]:
+    return {**dict(model.named_parameters()), **dict(model.named_buffers())}
+
+
+def _check_weights(model: nn.Module, small: nn.Module, plan: Plan) -> None:
+    """Shapes are as planned, and what is not cut has its old shape."""
+    old, new = _state(model), _state(small)
+    for name, tensor in new.items():
+        cut = plan.cuts.get(name)
+        shape = tuple(cut.new_shape) if cut else tuple(old[name].shape) if name in old else None
+        if shape != tuple(tensor.shape):
+            raise VerificationError(f"{name} is {list(tensor.shape)} in the small model, the plan says {shape}")
+
+
+def _difference(
+    model: nn.Module,
+    small: nn.Module,
+    plan: Plan,
+    example_inputs: Any,
+    state: Mapping[str, Tensor],
+    own: Mapping[str, Tensor],
+) -> tuple[float, torch.dtype, str]:
+    """Run both and return the relative difference, in float64 unless the forward pass insists on less."""
+    note = ""
+    try:
+        expected, found, dtype = _run_both(model, small, plan, example_inputs, state, own, torch.float64)
+    except VerificationError:
+        raise
+    except Exception:
+        expected, found, dtype = _run_both(model, small, plan, example_inputs, state, own, None)
+        note = "the model does not run in float64; "
+    difference = _relative(expected, found)
+    if not difference <= TOLERANCE[dtype]:
+        where = _first_parting(model, small, plan, example_inputs, state, own, dtype)
+        raise VerificationError(
+            f"the small model differs from the masked original by {difference:.3g} of the largest output "
+            f"(allowed {TOLERANCE[dtype]:.0e} in {dtype}); {where}"
+        )
+    return difference, dtype, note
+
+
+def _run_both(
+    model: nn.Module,
+    small: nn.Module,
+    plan: Plan,
+    example_inputs: Any,
+    state: Mapping[str, Tensor],
+    own: Mapping[str, Tensor],
+    dtype: torch.dtype | None,
+    watch: tuple[Any, Any] | None = None,
+) -> tuple[list[Tensor], list[Tensor], torch.dtype]:
+    statistics = Statistics(plan)
+    args, kwargs = as_arguments(_cast(example_inputs, dtype))
+    with torch.no_grad(), torch.random.fork_rng(devices=[]), evaluating(model, small):
+        masked = masked_state({k: _cast(v, dtype) for k, v in state.items()}, plan)
+        with intercept(_watched(statistics, watch[0]) if watch else statistics):
+            expected = list(tensors_in(functional_call(model, masked, args, kwargs)))
+        del masked
+        mine = {k: _cast(v, dtype) for k, v in own.items()}
+        run = _watched(lambda f, a, k: f(*a, **k), watch[1] if watch else None)
+        with intercept(run):
+            found = list(tensors_in(functional_call(small, mine, args, kwargs)))
+    return expected, found, statistics.dtype
+
+
+def _watched(call: Callable[..., Any], seen: Any) -> Callable[..., Any]:
+    def run(func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+        result = call(func, args, kwargs)
+        name = op_name(func)
+        if seen is not None and name not in SIZE_QUERIES:
+            seen.append((name, [t.detach().clone() for t in tensors_in(result)]))
+        return result
+
+    return run
+
+
+def _cast(tree: Any, dtype: torch.dtype | None) -> Any:
+    if dtype is None:
+        return tree
+    if isinstance(tree, Tensor):
+        return tree.detach().to(dtype) if tree.is_floating_point() else tree
+    if isinstance(tree, Mapping):
+        return {k: _cast(v, dtype) for k, v in tree.items()}
+    if isinstance(tree, (tuple, list)):
+        return type(tree)(_cast(v, dtype) for v in tree)
+    return tree
+
+
+def _relative(expected: list[Tensor], found: list[Tensor]) -> float:
+    if len(expected) != len(found) or any(a.shape != b.shape for a, b in zip(expected, found)):
+        shapes = [[list(t.shape) for t in side] for side in (expected, found)]
+        raise VerificationError(f"outputs have other shapes: {shapes[0]} before, {shapes[1]} after")
+    worst = 0.0
+    for a, b in zip(expected, found):
+        if not a.numel():
+            continue
+        if not torch.equal(torch.isnan(a), torch.isnan(b)):
+            return float("inf")
+        a, b = (torch.nan_to_num(t.double()) for t in (a, b))
+        worst = max(worst, float((a - b).abs().max() / a.abs().max().clamp(min=1e-12)))
+    return worst
+
+
+# -- zero weights ------------------------------------------------------------------------------------
+
+
+def _silent(plan: Plan, state: Mapping[str, Tensor]) -> bool:
+    """Tell whether some parameter that is cut is zero throughout, as zero-initialised branches are."""
+    return any(not bool(state[name].any()) for name in plan.cuts if state[name].is_floating_point())
+
+
+def _jittered(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    generator = torch.Generator().manual_seed(0)
+
+    def jitter(name: str, tensor: Tensor) -> Tensor:
+        if not tensor.is_floating_point() or tensor.dim() == 0:
+            return tensor
+        noise = torch.rand(tensor.shape, generator=generator, dtype=torch.float32).to(tensor)
+        scale = float(tensor.detach().float().std()) if tensor.numel() > 1 else 0.0
+        return tensor.detach() + noise * (scale or 0.1)
+
+    return {name: jitter(name, tensor) for name, tensor in state.items()}
+
+
+def _cut_state(state: Mapping[str, Tensor], own: Mapping[str, Tensor], plan: Plan) -> dict[str, Tensor]:
+    """Return what the small model's tensors would be for other weights."""
+    from surgeon.operate.select import select
+
+    return {name: select(state[name], plan.cuts[name]) if name in plan.cuts else state[name] for name in own}
+
+
+# -- where the two part ------------------------------------------------------------------------------
+
+
+def _first_parting(
+    model: nn.Module,
+    small: nn.Module,
+    plan: Plan,
+    example_inputs: Any,
+    state: Mapping[str, Tensor],
+    own: Mapping[str, Tensor],
+    dtype: torch.dtype,
+) -> str:
+    """Name the first op whose small result is no part of the original's."""
+    ours: list[tuple[str, list[Tensor]]] = []
+    theirs: list[tuple[str, list[Tensor]]] = []
+    wide = torch.float64 if dtype == torch.float64 else None
+    _run_both(model, small, plan, example_inputs, state, own, wide, watch=(ours, theirs))
+    for at, ((name, before), (other, after)) in enumerate(zip(ours, theirs)):
+        if name != other:
+            return f"from call {at} on, the two take different paths: {name} and {other}"
+        if any(not _part_of(b, a, TOLERANCE[dtype]) for a, b in zip(before, after)):
+            return f"they part at call {at}, {name}, {list(before[0].shape)} before and {list(after[0].shape)} after"
+    return "no single op shows where they part"
+
+
+def _part_of(part: Tensor, whole: Tensor, tolerance: float) -> bool:
+    """Tell whether a tensor is what is left of another when slices along one dimension go."""
+    if part.dim() != whole.dim() or not part.is_floating_point():
+        return True
+    shrunk = [d for d in range(part.dim()) if part.shape[d] != whole.shape[d]]
+    scale = tolerance * max(1e-12, float(whole.abs().max())) if whole.numel() else 0.0
+    if not shrunk:
+        return bool(((part - whole).abs() <= scale).all())
+    if len(shrunk) > 1:
+        return True
+    slices = iter(whole.unbind(shrunk[0]))
+    return all(any(bool(((p - w).abs() <= scale).all()) for w in slices) for p in part.unbind(shrunk[0]))

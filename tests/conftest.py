@@ -1,0 +1,34 @@
+"""What every test starts from: torchvision importable, threads that don't fight, fixed seeds."""
+
+from __future__ import annotations
+
+import os
+import random
+
+import hypothesis
+import numpy as np
+import pytest
+import torch
+
+from tests.torchvision_stub import install
+
+# Here and not in a fixture: test modules import torchvision and timm while they are collected.
+install()
+
+# Each xdist worker is a process of its own; more threads than cores make all of them slower.
+if "PYTEST_XDIST_WORKER" in os.environ:
+    torch.set_num_threads(1)
+
+# The first example of a test pays for imports and traces, which says nothing about the code under test.
+hypothesis.settings.register_profile("default", deadline=None)
+# The same examples on every run, so that a change is never blamed for a case it did not bring about.
+hypothesis.settings.register_profile("ci", parent=hypothesis.settings.get_profile("default"), derandomize=True)
+hypothesis.settings.load_profile("ci" if os.environ.get("CI") else "default")
+
+
+@pytest.fixture(autouse=True)
+def seed() -> None:
+    """Start every test from the same random state."""
+    random.seed(0)
+    np.random.seed(0)
+    torch.manual_seed(0)
