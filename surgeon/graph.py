@@ -158,7 +158,7 @@ class DependencyGraph:
         self.counts = Counts(self.solution)
         self.flow = flow
         self.total_ops = ended
-        self.old = {a: v for c in constraints for a in c.attributes() if (v := _current(model, a)) is not None}
+        self.old = {a: v for c in constraints for a in c.attributes if (v := _current(model, a)) is not None}
         self.places = [
             _place(name, value, family, flow, self.solution)
             for name, value in flow.leaves.items()
@@ -215,16 +215,12 @@ class DependencyGraph:
 
     def _homes(self, closure: sparse.csr_matrix) -> sparse.csr_matrix:
         """Return which places each row of a class matrix touches, ``[rows, places]``."""
-        matrices = [
-            sparse.csr_matrix(
-                (np.ones(len(p.classes), np.int32), (np.full(len(p.classes), 0), p.classes)),
-                shape=(1, self.solution.classes),
-            )
-            for p in self.places
-        ]
-        if not matrices:
-            return sparse.csr_matrix((closure.shape[0], 0), dtype=np.int32)
-        return (closure @ sparse.vstack(matrices).T).tocsr()
+        lengths = [len(place.classes) for place in self.places]
+        columns = np.concatenate([place.classes for place in self.places]) if lengths else np.zeros(0, np.int64)
+        shape = (self.solution.classes, len(self.places))
+        where = np.repeat(np.arange(len(self.places)), lengths)
+        occurs = sparse.csr_matrix((np.ones(len(columns), np.int32), (columns, where)), shape=shape)
+        return (closure @ occurs).tocsr()
 
     def _group(self, block: Block, touched: sparse.csr_matrix, homes: sparse.csr_matrix) -> Group:
         first = [atom[: len(atom) // block.steps] for atom in block.atoms]
@@ -423,12 +419,16 @@ def _aliases(model: nn.Module, shapes: Mapping[str, Any]) -> dict[str, str]:
 
 def _layer_graph(model: nn.Module, graph: DependencyGraph) -> nx.DiGraph:
     layers = nx.DiGraph()
+    groups: dict[str, list[str]] = {}
+    for group in graph.groups:
+        for parameter in {m.parameter for m in group.members}:
+            groups.setdefault(parameter, []).append(group.name)
     for node, op in zip(graph.nodes, graph.flow.ops):
         if not op.parameters:
             continue
         if op.module not in layers:
-            groups = [g.name for g in graph.groups if any(m.parameter in op.parameters for m in g.members)]
-            layers.add_node(op.module, op=op.name, source=op.source, parameters=op.parameters, groups=groups)
+            names = sorted({name for parameter in op.parameters for name in groups.get(parameter, ())})
+            layers.add_node(op.module, op=op.name, source=node.source, parameters=op.parameters, groups=names)
         for upstream in op.inputs:
             if upstream != op.module:
                 layers.add_edge(upstream, op.module, op=op.name)

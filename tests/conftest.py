@@ -15,9 +15,9 @@ from tests.torchvision_stub import install
 # Here and not in a fixture: test modules import torchvision and timm while they are collected.
 install()
 
-# Each xdist worker is a process of its own; more threads than cores make all of them slower.
-if "PYTEST_XDIST_WORKER" in os.environ:
-    torch.set_num_threads(1)
+# The models are tiny, and each xdist worker is a process of its own: threads that wait for each other on a few shared
+# cores cost up to sixty times what they save.
+torch.set_num_threads(1)
 
 # The first example of a test pays for imports and traces, which says nothing about the code under test.
 hypothesis.settings.register_profile("default", deadline=None)

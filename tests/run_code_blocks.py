@@ -80,7 +80,11 @@ def run_page(path: Path) -> tuple[int, str | None]:
     np.random.seed(0)
     torch.manual_seed(0)
     count = 0
-    for block in blocks(path.read_text(encoding="utf-8")):
+    try:
+        found = list(blocks(path.read_text(encoding="utf-8")))
+    except ValueError as error:
+        return count, f"{path}: {error}"
+    for block in found:
         if block.language not in ("python", "py") or block.skip:
             continue
         try:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections import defaultdict
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Callable, Iterable, Mapping, Sequence
 
 from surgeon.trace import Attribute, Expression, Width, evaluate, solve
@@ -28,8 +29,9 @@ class Constraint:
     def __str__(self) -> str:
         return f"{self.what}: {self.left} = {self.right}"
 
-    def attributes(self) -> set[Attribute]:
-        return {leaf for side in (self.left, self.right) for leaf in leaves(side) if isinstance(leaf, Attribute)}
+    @cached_property
+    def attributes(self) -> frozenset[Attribute]:
+        return frozenset(leaf for side in (self.left, self.right) for leaf in leaves(side) if isinstance(leaf, Attribute))
 
     def widths(self) -> list[Width]:
         return [leaf for side in (self.left, self.right) for leaf in leaves(side) if isinstance(leaf, Width)]
@@ -50,32 +52,26 @@ def settle(constraints: Sequence[Constraint], width: WidthOf, old: Mapping[Attri
     reachable through another, in practice two passes.
     """
     known: dict[Attribute, int] = {}
-    waiting = [c for c in constraints if c.attributes()]
+    waiting = [c for c in constraints if c.attributes]
     while waiting:
         left = [c for c in waiting if not _solve(c, known, width)]
         if len(left) == len(waiting):
             break
         waiting = left
-    values = {**{a: old[a] for c in constraints for a in c.attributes() if a in old}, **known}
+    values = {**{a: old[a] for c in constraints for a in c.attributes if a in old}, **known}
     conflicts = tuple(c for c in constraints if not _holds(c, values, width))
     return Settlement({a: v for a, v in known.items() if old.get(a) != v}, conflicts)
 
 
-def _value(side: Expression, known: Mapping[Attribute, int], width: WidthOf) -> int | None:
-    if any(isinstance(leaf, Width) and width(leaf) is None for leaf in leaves(side)):
-        return None
-    return evaluate(side, known, width)  # type: ignore[arg-type]
-
-
 def _solve(constraint: Constraint, known: dict[Attribute, int], width: WidthOf) -> bool:
     """Determine an attribute; True when the constraint has nothing left to say."""
-    left, right = (_value(side, known, width) for side in (constraint.left, constraint.right))
+    left, right = (evaluate(side, known, width) for side in (constraint.left, constraint.right))
     if left is not None and right is not None:
         return True
     unknown, value = (constraint.left, right) if left is None else (constraint.right, left)
     if value is None:
         return False
-    found = solve(unknown, value, known, width)  # type: ignore[arg-type]
+    found = solve(unknown, value, known, width)
     if found is None:
         return False
     known[found[0]] = found[1]
@@ -83,7 +79,7 @@ def _solve(constraint: Constraint, known: dict[Attribute, int], width: WidthOf) 
 
 
 def _holds(constraint: Constraint, values: Mapping[Attribute, int], width: WidthOf) -> bool:
-    left, right = (_value(side, values, width) for side in (constraint.left, constraint.right))
+    left, right = (evaluate(side, values, width) for side in (constraint.left, constraint.right))
     return left is not None and left == right
 
 
@@ -98,7 +94,7 @@ class Index:
             for width in constraint.widths():
                 for key in ids(width):
                     self.by_width[key].add(i)
-            for attribute in constraint.attributes():
+            for attribute in constraint.attributes:
                 self.by_attribute[attribute].add(i)
 
     def touched(self, widths: Iterable[int]) -> list[Constraint]:
@@ -106,7 +102,7 @@ class Index:
         found = {i for key in widths for i in self.by_width.get(key, ())}
         waiting = list(found)
         while waiting:
-            for attribute in self.constraints[waiting.pop()].attributes():
+            for attribute in self.constraints[waiting.pop()].attributes:
                 new = self.by_attribute[attribute] - found
                 found |= new
                 waiting.extend(new)

@@ -118,7 +118,7 @@ def _movable(graph: DependencyGraph, heads: bool | str) -> list[Group]:
 
 
 def _ranked(group: Group, scores: Mapping[str, Any]) -> tuple[np.ndarray, np.ndarray]:
-    """Return units in the order of removal ``[steps, units per step]`` and the loss of each step, normalised to mean 1."""
+    """Return units in the order of removal ``[steps, units per step]`` and each step's share of the group's importance."""
     if group.name not in scores:
         raise ScoreError(f"no scores for group {group.name!r}")
     values = np.asarray(scores[group.name], dtype=float)
@@ -134,11 +134,17 @@ def _ranked(group: Group, scores: Mapping[str, Any]) -> tuple[np.ndarray, np.nda
         order = np.argsort(mine, kind="stable").reshape(group.size, -1)
         columns.append(row[order])
         losses += mine[order].sum(axis=1)
-    mean = losses.mean()
-    return np.concatenate(columns, axis=1), losses / mean if mean > 0 else losses
+    total = losses.sum()
+    return np.concatenate(columns, axis=1), losses / total if total > 0 else np.full(group.size, 1 / group.size)
 
 
-def _ladder(graph: DependencyGraph, group: Group, loss: np.ndarray, round_to: int, floor: float, limit: float) -> Ladder:
+def _ladder(graph: DependencyGraph, group: Group, share: np.ndarray, round_to: int, floor: float, limit: float) -> Ladder:
+    """List the legal removals of a group and what each loses.
+
+    The loss is ``-log(share of importance that stays)``, once for every layer that the group runs through: a layer that
+    loses half of its filters, and then half of the rest, loses the same twice, so no layer is bled dry, and a residual stream
+    weighs as much as all the layers that read it. Its steps are those of LAMP (Lee et al., 2021, eq. 3).
+    """
     size = group.size
     width = graph.step_width(group)
     multiple = round_to // gcd(round_to, width)
@@ -146,7 +152,9 @@ def _ladder(graph: DependencyGraph, group: Group, loss: np.ndarray, round_to: in
     left = np.arange(size - most, size + 1)[::-1]
     left = left[(left % multiple == 0) | (left == size)]
     rungs = size - left
-    total = np.concatenate([[0.0], np.cumsum(loss)])
+    layers = len({m.parameter for m in group.members if len(graph.shapes[m.parameter]) > 1})
+    stays = np.maximum(1 - np.concatenate([[0.0], np.cumsum(share)]), 1e-12)
+    total = -max(layers, 1) * np.log(stays)
     touched = np.zeros(len(graph.initial))
     touched[list(group.touched)] = list(group.touched.values())
     return Ladder(group.name, rungs, total[rungs], touched, len(group.units) // size)

@@ -171,7 +171,7 @@ def leaves(source: Expression) -> Iterator[Attribute | Width]:
         yield source
 
 
-def evaluate(source: Expression, attributes: Mapping[Attribute, int], width: Callable[[Width], int]) -> int | None:
+def evaluate(source: Expression, attributes: Mapping[Attribute, int], width: Callable[[Width], int | None]) -> int | None:
     """Compute an expression under new values; None while an attribute is unknown or a division is by zero."""
     if isinstance(source, int):
         return source
@@ -186,7 +186,7 @@ def evaluate(source: Expression, attributes: Mapping[Attribute, int], width: Cal
 
 
 def solve(
-    source: Expression, value: int, attributes: Mapping[Attribute, int], width: Callable[[Width], int]
+    source: Expression, value: int, attributes: Mapping[Attribute, int], width: Callable[[Width], int | None]
 ) -> tuple[Attribute, int] | None:
     """Find the one unknown attribute of an expression that should equal ``value``.
 

@@ -1,7 +1,7 @@
 """Small models of many architectures, written as their users write them.
 
-    model, inputs = build("unet2d")            # float64, eval mode, non-trivial weights and batch statistics
-    for name in MODELS: ...
+model, inputs = build("unet2d")            # float64, eval mode, non-trivial weights and batch statistics
+for name in MODELS: ...
 """
 
 from tests.zoo.models import MODELS, Entry, build, call

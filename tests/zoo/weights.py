@@ -11,8 +11,9 @@ from torch.nn.modules.batchnorm import _NormBase
 def randomize(model: nn.Module, seed: int = 0) -> nn.Module:
     """Draw every parameter and every batch statistic anew, in place, and return the model.
 
-    Weights get a variance of one over the fan-in, so activations keep their size from layer to layer. Batch norm gets
-    running means around zero, variances and scales between 0.5 and 1.5. The draws depend only on ``seed``.
+    Weights get a variance of one over the fan-in, so activations keep their size from layer to layer; scales of norms
+    and gates lie between 0.5 and 1.5, biases around zero. Batch norms get running means around zero and running
+    variances between 0.5 and 1.5. The draws depend only on ``seed``.
     """
     generator = torch.Generator().manual_seed(seed)
     for module in model.modules():
@@ -25,15 +26,13 @@ def randomize(model: nn.Module, seed: int = 0) -> nn.Module:
 
 
 def _drawn(name: str, parameter: Tensor, generator: torch.Generator) -> Tensor:
-    if parameter.dim() >= 2:
-        fan_in = parameter[0].numel()
-        return torch.randn(parameter.shape, generator=generator) / fan_in**0.5
-    if name.endswith("bias"):
+    if "bias" in name or name == "beta":
         return 0.2 * torch.randn(parameter.shape, generator=generator)
-    # Scales of norms and gates: spread around what they are, or around one where they start from zero.
-    center = parameter if parameter.any() else torch.ones_like(parameter)
-    return center * _uniform(parameter, generator)
+    if parameter.dim() < 2 or name == "gamma":
+        return _uniform(parameter, generator)
+    fan_in = parameter[0].numel()
+    return torch.randn(parameter.shape, generator=generator) / fan_in**0.5
 
 
 def _uniform(like: Tensor, generator: torch.Generator) -> Tensor:
-    return (0.5 + torch.rand(like.shape, generator=generator)).to(like)
+    return 0.5 + torch.rand(like.shape, generator=generator)
