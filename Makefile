@@ -50,10 +50,10 @@ $(BIN)/python:
 # torch goes first and alone, at its pinned version: asked for together with packages that depend on it, pip may settle
 # on the newest release, whose default build brings several gigabytes of CUDA libraries.
 $(TEST_STAMP): pyproject.toml constraints.txt | $(BIN)/python
-	$(BIN)/python -m pip install --quiet -c constraints.txt "$$(grep '^torch==' constraints.txt)"
-	$(BIN)/python -m pip install --quiet -c constraints.txt -e '.[test]'
+	$(BIN)/python -m pip install -qq -c constraints.txt "$$(grep '^torch==' constraints.txt)"
+	$(BIN)/python -m pip install -qq -c constraints.txt -e '.[test]'
 	touch $@
 
 $(BENCH_STAMP): $(TEST_STAMP)
-	$(BIN)/python -m pip install --quiet -c constraints.txt -e '.[bench]'
+	$(BIN)/python -m pip install -qq -c constraints.txt -e '.[bench]'
 	touch $@

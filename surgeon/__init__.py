@@ -1,10 +1,10 @@
 """surgeon: a structured channel-surgery compiler for PyTorch.
 
-    result = surgeon.prune(model, example_inputs, flops=0.5)
-    result.model      # the same class, physically smaller
-    result.plan       # what went and what stayed
-    result.proof      # the masked original computes the same
-    result.report     # before and after
+result = surgeon.prune(model, example_inputs, flops=0.5)
+result.model      # the same class, physically smaller
+result.plan       # what went and what stayed
+result.proof      # the masked original computes the same
+result.report     # before and after
 """
 
 from surgeon.api import Result, prune, trace

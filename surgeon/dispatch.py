@@ -7,8 +7,9 @@ on it, and it knows nothing of either.
 
 from __future__ import annotations
 
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from typing import Any, Callable, Iterator
+from typing import Any
 
 import torch
 from torch.overrides import TorchFunctionMode
@@ -39,17 +40,27 @@ def intercept(call: Interceptor) -> Iterator[None]:
     would stop at the mode before their body runs; with their override checks off, their bodies run and only
     builtins arrive. The fused attention path is off meanwhile: it hides its parts.
     """
-    saved = [(module, name, getattr(module, name)) for module in _PYTHON_LEVEL for name in _CHECKS if hasattr(module, name)]
-    fused = torch.backends.mha.get_fastpath_enabled()
-    torch.backends.mha.set_fastpath_enabled(False)
+    saved = [
+        (module, name, getattr(module, name)) for module in _PYTHON_LEVEL for name in _CHECKS if hasattr(module, name)
+    ]
     for module, name, _ in saved:
         setattr(module, name, lambda *tensors: False)
     try:
-        with _Mode(call):
+        with unfused(), _Mode(call):
             yield
     finally:
         for module, name, check in saved:
             setattr(module, name, check)
+
+
+@contextmanager
+def unfused() -> Iterator[None]:
+    """Switch the fused path of ``nn.MultiheadAttention`` and ``nn.TransformerEncoder`` off."""
+    fused = torch.backends.mha.get_fastpath_enabled()
+    torch.backends.mha.set_fastpath_enabled(False)
+    try:
+        yield
+    finally:
         torch.backends.mha.set_fastpath_enabled(fused)
 
 

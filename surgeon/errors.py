@@ -14,8 +14,8 @@ SurgeonError
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from difflib import get_close_matches
-from typing import Iterable
 
 __all__ = [
     "SurgeonError",

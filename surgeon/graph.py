@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import fnmatch
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from functools import cached_property
-from typing import Any, Iterable, Iterator, Mapping, Sequence
+from typing import Any
 
 import networkx as nx
 import numpy as np
@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from surgeon.errors import NothingPrunable, UnknownLayer
 from surgeon.labels.family import Extent, Family, Value, extent
-from surgeon.labels.flow import Flow, Op, Shape
+from surgeon.labels.flow import Flow, Op, Shape, needed
 from surgeon.labels.sizes import Constraint, Index, Settlement, settle
 from surgeon.labels.space import Reason
 from surgeon.labels.units import Block, Solution, arrange, solve
@@ -136,6 +136,7 @@ class Node:
     results: tuple[tuple[int | Counted, ...], ...]
     parameters: tuple[str, ...]
     settings: Mapping[str, Any]
+    needed: bool = True
 
     def __str__(self) -> str:
         return f"{self.name} in {self.module or 'the model'} ({self.source})"
@@ -169,7 +170,8 @@ class DependencyGraph:
         }
         self.parameters = {name for name, _ in model.named_parameters()}
         self.aliases = _aliases(model, self.shapes)
-        self.nodes = [self._lower(op) for op in flow.ops]
+        live = needed(flow.ops, flow.outputs)
+        self.nodes = [self._lower(op, i in live) for i, op in enumerate(flow.ops)]
         self._ids: dict[int, Counted] = {}
         for constraint in constraints:
             for width in constraint.widths():
@@ -184,10 +186,10 @@ class DependencyGraph:
 
     # -- building ------------------------------------------------------------------------------------
 
-    def _lower(self, op: Op) -> Node:
+    def _lower(self, op: Op, live: bool) -> Node:
         operands = tuple(self.counts.shape(s) for s in op.operands if s is not None)
         results = tuple(self.counts.shape(s) for s in op.results)
-        return Node(op.index, op.name, op.module, op.source, operands, results, op.parameters, op.settings)
+        return Node(op.index, op.name, op.module, op.source, operands, results, op.parameters, op.settings, live)
 
     def _count_ids(self, width: Width) -> list[int]:
         counted = self._ids[id(width)]

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from typing import Any, Iterator
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -32,7 +32,9 @@ def bare(model: Any) -> nn.Module:
     while isinstance(model, (nn.DataParallel, nn.parallel.DistributedDataParallel)) or hasattr(model, "_orig_mod"):
         model = getattr(model, "_orig_mod", None) or model.module
     if isinstance(model, (torch.jit.ScriptModule, torch.jit.ScriptFunction)):
-        raise UnsupportedModel("a scripted model hides its Python forward; pass the nn.Module that it was scripted from")
+        raise UnsupportedModel(
+            "a scripted model hides its Python forward; pass the nn.Module that it was scripted from"
+        )
     if not isinstance(model, nn.Module):
         raise UnsupportedModel(f"expected a torch.nn.Module, got {type(model).__name__}")
     return model
@@ -57,11 +59,14 @@ def untouched(model: nn.Module) -> Iterator[None]:
             yield
     finally:
         for module, attributes, *registries in saved:
-            vars(module).clear()
-            vars(module).update(attributes)
+            _restore(vars(module), attributes)
             for registry, entries in zip((module._parameters, module._buffers, module._modules), registries):
-                registry.clear()
-                registry.update(entries)
+                _restore(registry, entries)
+
+
+def _restore(registry: Any, entries: Any) -> None:
+    registry.clear()
+    registry.update(entries)
 
 
 @contextmanager

@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Mapping, Sequence
 
 from torch import Tensor
 
-from surgeon.labels.family import Extent, Family, Value, bind_leaf, build, extent, make_solid, project
+from surgeon.labels.family import Extent, Family, Value, bind_leaf, build, extent, fuse, make_solid, project
 from surgeon.labels.meet import Frame, meet
 from surgeon.labels.notation import Notation, Token
 from surgeon.labels.space import Space
@@ -88,39 +88,57 @@ def contract(
     reached: set[str] = set()
     frames = []
     for operand in ordered:
-        frames.append(_frame(space, operand, common, reached))
+        frames.append(_frame(space, operand, common, reached, spell(notation.output, rank)))
         reached |= {t for token, s in zip(operand.tokens, operand.value.shape) if s > 1 for t in token if sizes[t] > 1}
     common.families = meet(space, frames)
     for operand, frame in zip(ordered, frames):
         _write_back(space, operand, frame, common)
     output = spell(notation.output, rank)
     kept = [letters.index(letter) for token in output for letter in token]
-    families = []
-    for family in common.families:
-        left = project(space, family, kept)
-        if left is not None:
-            families.extend(_to_dims(space, left, output, common))
-    return _distinct(families), common
+    left = [f for family in common.families if (f := project(space, family, kept)) is not None]
+    families = [moved for family in distinct(left) for moved in _to_dims(space, family, output, common)]
+    return fuse(space, families), common
 
 
-def _frame(space: Space, operand: Operand, common: Contraction, reached: set[str]) -> Frame:
+def _frame(space: Space, operand: Operand, common: Contraction, reached: set[str], output: Sequence[Token]) -> Frame:
     """Put one operand into the common index space."""
     value, tokens, sizes = operand.value, operand.tokens, common.sizes
+    families = []
     for dim, token in enumerate(tokens):
         if not token:
             make_solid(space, value, dim, "kernel taps and pixels stay")
         elif dim in value.unbound and not {t for t in token if sizes[t] > 1} <= reached:
-            bind_leaf(space, value, [dim])
+            whole = _product_with(token, operand, output, sizes)
+            if whole:
+                families.append(_fresh_over(space, whole, common))
+            else:
+                bind_leaf(space, value, [dim])
     named = [dim for dim, token in enumerate(tokens) if token]
     present = {t for dim in named if value.shape[dim] > 1 for t in tokens[dim]}
-    families = []
     for family in value.families:
         left = project(space, family, named)
         if left is not None:
             families.extend(_to_letters(space, left, tokens, common))
-    unbound = {common.letters.index(t) for dim in value.unbound for t in tokens[dim] if sizes[t] > 1}
+    taken = {d for family in families for d in family.dims}
+    unbound = {common.letters.index(t) for dim in value.unbound for t in tokens[dim] if sizes[t] > 1} - taken
     shape = tuple(sizes[t] if t in present else 1 for t in common.letters)
     return Frame(shape, families, unbound, operand.because)
+
+
+def _product_with(token: Token, operand: Operand, output: Sequence[Token], sizes: Mapping[str, int]) -> Token:
+    """Return the output's product of letters that a new dimension is part of, if the operand has all of them.
+
+    The outputs of a grouped transposed convolution, ``weight[(g i) o] -> (g o)``, are then labelled group by group.
+    """
+    for product in output:
+        if len(token) == 1 and token[0] in product and set(product) <= set(operand.letters()):
+            return product if sum(sizes[t] > 1 for t in product) > 1 else ()
+    return ()
+
+
+def _fresh_over(space: Space, letters: Token, common: Contraction) -> Family:
+    shape = [common.sizes[t] if t in letters else 1 for t in common.letters]
+    return build(space, space.fresh(*shape))[0]
 
 
 def _write_back(space: Space, operand: Operand, frame: Frame, common: Contraction) -> None:
@@ -185,8 +203,8 @@ def _to_dims(space: Space, family: Family, tokens: Sequence[Token], common: Cont
     return build(space, run(family.labels), parents)
 
 
-def _distinct(families: list[Family]) -> list[Family]:
-    """Drop a family along the same dimensions as another, or implied by its rows: they met already."""
+def distinct(families: Sequence[Family]) -> list[Family]:
+    """Drop what others imply: after a meeting, a family along a subset of another's dimensions."""
     kept: list[Family] = []
     for family in sorted(families, key=lambda f: -len(f.dims)):
         if not any(set(family.dims) <= set(other.dims) for other in kept):

@@ -12,9 +12,9 @@ a parent for each prefix of them: the label of a whole row.
 
 from __future__ import annotations
 
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
-from typing import Callable, Iterable, Sequence
 
 import torch
 from torch import Tensor

@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-import math
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any, Callable, Mapping, Sequence
+from typing import Any
 
-import torch
 from torch import Tensor
 from torch.utils.weak import WeakTensorKeyDictionary
 
@@ -15,8 +14,8 @@ from surgeon.labels.family import Extent, Family, Value, bind_leaf, extent, make
 from surgeon.labels.notation import Notation
 from surgeon.labels.space import Space
 from surgeon.modules import tensors_in
-from surgeon.trace import Arithmetic, Call, Expression, Tracked, Width
-from surgeon.trace.integers import expression, leaves
+from surgeon.trace import Call, Expression, Tracked, Width
+from surgeon.trace.integers import expression
 from surgeon.trace.recorder import source_line
 
 Shape = tuple[tuple[int, ...], tuple[Family, ...]]
@@ -58,6 +57,8 @@ class Op:
     parameters: tuple[str, ...] = ()
     settings: dict[str, Any] = field(default_factory=dict)
     reductions: list[Reduction] = field(default_factory=list)
+    feeds: tuple[int, ...] = ()
+    inplace: bool = False
 
     @property
     def source(self) -> str:
@@ -81,6 +82,8 @@ class Flow:
         self.rules = rules
         self.values: WeakTensorKeyDictionary = WeakTensorKeyDictionary()
         self.sources: WeakTensorKeyDictionary = WeakTensorKeyDictionary()
+        self.makers: WeakTensorKeyDictionary = WeakTensorKeyDictionary()
+        self.outputs: set[int] = set()
         self.leaves: dict[str, Value] = {}
         self.ops: list[Op] = []
         self.sizes_used: list[SizeUse] = []
@@ -123,11 +126,16 @@ class Flow:
             rule(self, call)
         self._log(call, given, values, shapes, results)
 
-    def _log(self, call: Call, given: list[Tensor], values: list[Value], before: list[Shape], results: list[Tensor]) -> None:
+    def _log(
+        self, call: Call, given: list[Tensor], values: list[Value], before: list[Shape], results: list[Tensor]
+    ) -> None:
         parameters = tuple(v.leaf for v in values if v.leaf is not None)
         upstream = frozenset().union(*(self.sources.get(t, frozenset()) for t in given)) if given else frozenset()
         origin = frozenset({call.module}) if parameters else upstream
+        feeds = tuple(sorted({self.makers[t] for t in given if t in self.makers}))
+        inplace = any(t is r for t in given for r in results)
         for tensor in results:
+            self.makers[tensor] = len(self.ops)
             if tensor not in self.values:
                 self.values[tensor] = solid_value(tensor.shape)
             self.sources[tensor] = origin
@@ -144,6 +152,8 @@ class Flow:
                 parameters,
                 _settings(call),
                 self.pending,
+                feeds,
+                inplace,
             )
         )
 
@@ -178,7 +188,7 @@ class Flow:
         """Note that the current call takes a sum or statistic over dimensions of one of its tensors."""
         value = self.value(tensor)
         families = tuple(f for f in value.families if set(f.dims) & set(dims))
-        if families and value.leaf is None:
+        if families:
             position = next(i for i, t in enumerate(self.current) if t is tensor)
             self.pending.append(Reduction(position, (value.shape, families)))
 
@@ -230,7 +240,19 @@ class Flow:
         """Register the model's outputs: solid."""
         self.space.at = -1
         for tensor in tensors_in(tree):
+            self.outputs |= {self.makers[tensor]} if tensor in self.makers else set()
             pin_value(self.space, self.value(tensor), "the model's output")
+
+
+def needed(ops: Sequence[Op], outputs: set[int]) -> set[int]:
+    """Return the ops that the outputs depend on; writing in place counts as an output."""
+    found = outputs | {i for i, op in enumerate(ops) if op.inplace}
+    waiting = list(found)
+    while waiting:
+        new = set(ops[waiting.pop()].feeds) - found
+        found |= new
+        waiting.extend(new)
+    return found
 
 
 def _leaf(name: str, tensor: Tensor) -> Value:
@@ -247,19 +269,6 @@ def _settings(call: Call) -> dict[str, Any]:
     return settings
 
 
-def width_expressions(source: Expression) -> list[Extent]:
-    """Return the widths inside an expression."""
-    return [leaf.source for leaf in leaves(source) if isinstance(leaf, Width)]
-
-
 def is_tracked(value: Any) -> bool:
     """Tell whether an integer carries a provenance that can change."""
     return isinstance(value, Tracked) and not isinstance(value.expression, int)
-
-
-def total(values: Sequence[int]) -> int:
-    """Multiply sizes, keeping their provenance."""
-    return math.prod(values)
-
-
-__all__ = ["Flow", "Op", "Reduction", "Rule", "Shape", "SizeUse", "Arithmetic", "torch"]

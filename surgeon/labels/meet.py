@@ -7,8 +7,8 @@ others become solid; a parameter that no call has used yet simply takes the labe
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, field
-from typing import Sequence
 
 from surgeon.labels.family import Family, fix, project
 from surgeon.labels.space import Space

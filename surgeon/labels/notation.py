@@ -13,7 +13,7 @@ from __future__ import annotations
 
 import re
 from dataclasses import dataclass
-from functools import lru_cache
+from functools import cache
 
 Token = tuple[str, ...]  # ("c",) a letter, ("g", "o") a product, ("...",), ("*",)
 
@@ -49,7 +49,7 @@ def parse_dims(text: str) -> tuple[Token, ...]:
     return tuple(tuple(group.split()) if group else (name,) for group, name in _TOKEN.findall(text))
 
 
-@lru_cache(maxsize=None)
+@cache
 def parse(line: str) -> Notation:
     """Read a line of notation.
 
@@ -64,6 +64,6 @@ def parse(line: str) -> Notation:
     output = parse_dims(output_text)
     known = {letter for a in arguments for token in a.dims or () for letter in token}
     unknown = {letter for token in (*output, tuple(over.split())) for letter in token} - known - {"...", "*"}
-    if not output and tail.strip() or unknown:
+    if (not output and tail.strip()) or unknown:
         raise ValueError(f"malformed notation {line!r}: {sorted(unknown) or 'no output'} not among the operands")
     return Notation(line, arguments, output, tuple(over.split()))

@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import fnmatch
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, Iterable, Sequence
+from typing import Any
 
 from torch import Tensor, nn
 
@@ -55,12 +55,13 @@ def run(model: nn.Module, example_inputs: Any, keep: Iterable[Any] = ()) -> Run:
     flow.give([args, kwargs])
     output, entries, calls = record(model, example_inputs, flow)
     flow.take(output)
-    main = len(flow.ops)
+    main, outputs = len(flow.ops), set(flow.outputs)
     entries = _auxiliary(model, example_inputs, flow, calls, entries)
     _keep(model, flow, keep)
     constraints = _constraints(flow, entries) + _declared(model, flow.ops[:main])
     auxiliary = _declared(model, flow.ops[main:])
     del flow.ops[main:]
+    flow.outputs = outputs
     return Run(flow, constraints + auxiliary, calls)
 
 
@@ -161,8 +162,7 @@ def matching(model: nn.Module, flow: Flow, name: Any) -> list[str]:
     found = [
         leaf
         for leaf in flow.leaves
-        if fnmatch.fnmatchcase(leaf, name)
-        or any(fnmatch.fnmatchcase(prefix, name) for prefix in _prefixes(leaf))
+        if fnmatch.fnmatchcase(leaf, name) or any(fnmatch.fnmatchcase(prefix, name) for prefix in _prefixes(leaf))
     ]
     if not found and name not in dict(model.named_modules()):
         known = {prefix for leaf in flow.leaves for prefix in (*_prefixes(leaf), leaf)}

@@ -7,9 +7,9 @@ expressions. Under new widths, unknown attributes are solved for one at a time; 
 from __future__ import annotations
 
 from collections import defaultdict
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
-from typing import Callable, Iterable, Mapping, Sequence
 
 from surgeon.trace import Attribute, Expression, Width, evaluate, solve
 from surgeon.trace.integers import leaves
@@ -31,7 +31,9 @@ class Constraint:
 
     @cached_property
     def attributes(self) -> frozenset[Attribute]:
-        return frozenset(leaf for side in (self.left, self.right) for leaf in leaves(side) if isinstance(leaf, Attribute))
+        return frozenset(
+            leaf for side in (self.left, self.right) for leaf in leaves(side) if isinstance(leaf, Attribute)
+        )
 
     def widths(self) -> list[Width]:
         return [leaf for side in (self.left, self.right) for leaf in leaves(side) if isinstance(leaf, Width)]

@@ -7,9 +7,9 @@ of equal size, one per removal step, such that every surviving row of every tabl
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from math import gcd
-from typing import Sequence
 
 import numpy as np
 from scipy import sparse
@@ -98,7 +98,9 @@ def _closures(space: Space, class_of: np.ndarray, free: np.ndarray, count: int) 
     child, parent, node = _edges(space, class_of)
     involved = np.unique(np.concatenate([child, parent]))
     alone = np.setdiff1d(free, involved, assume_unique=True)
-    single = sparse.csr_matrix((np.ones(len(alone), np.int32), (np.arange(len(alone)), alone)), shape=(len(alone), count))
+    single = sparse.csr_matrix(
+        (np.ones(len(alone), np.int32), (np.arange(len(alone)), alone)), shape=(len(alone), count)
+    )
     seeds = np.intersect1d(free, involved, assume_unique=True)
     if not len(seeds):
         return single

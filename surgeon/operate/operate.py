@@ -41,7 +41,7 @@ def operate(model: nn.Module, plan: Plan, *, inplace: bool = False) -> nn.Module
 
 
 def _named_tensors(model: nn.Module) -> dict[str, Tensor]:
-    named = dict(model.named_parameters(remove_duplicate=False))
+    named: dict[str, Tensor] = dict(model.named_parameters(remove_duplicate=False))
     named.update(model.named_buffers(remove_duplicate=False))
     return named
 
@@ -61,7 +61,9 @@ def _check(model: nn.Module, plan: Plan) -> None:
     for edit in plan.edits:
         found = _read(model, edit)
         if found != edit.old:
-            raise PlanMismatch(f"the plan is for another architecture: {edit.owner}.{edit.name} is {found!r}, not {edit.old}")
+            raise PlanMismatch(
+                f"the plan is for another architecture: {edit.owner}.{edit.name} is {found!r}, not {edit.old}"
+            )
 
 
 def _read(model: nn.Module, edit: Edit) -> Any:

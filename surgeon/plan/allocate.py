@@ -7,8 +7,8 @@ savings are recomputed as neighbours shrink.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Sequence
 
 import numpy as np
 
@@ -115,7 +115,9 @@ def _require_reachable(counts: np.ndarray, budgets: Sequence[Budget]) -> None:
             )
 
 
-def _savings(counts: np.ndarray, ladders: Sequence[Ladder], over: Sequence[Budget], gaps: Sequence[float]) -> np.ndarray:
+def _savings(
+    counts: np.ndarray, ladders: Sequence[Ladder], over: Sequence[Budget], gaps: Sequence[float]
+) -> np.ndarray:
     """Return the share of the gap that one step of each ladder closes."""
     total = np.zeros(len(ladders))
     for budget, gap in zip(over, gaps):
@@ -177,7 +179,9 @@ def parse_amount(name: str, asked: float | int | str, whole: float) -> float:
             raise BudgetError(f"{name}={asked!r} must be positive")
         return value
     if isinstance(asked, bool) or not isinstance(asked, (int, float)) or not asked > 0:
-        raise BudgetError(f"{name}={asked!r} must be positive: a share such as 0.5, or an amount such as 1.2e9 or '1.2G'")
+        raise BudgetError(
+            f"{name}={asked!r} must be positive: a share such as 0.5, or an amount such as 1.2e9 or '1.2G'"
+        )
     if asked <= 1:
         return float(asked) * whole
     return float(asked)

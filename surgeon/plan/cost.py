@@ -6,8 +6,9 @@ terms ``coefficient * product of widths``; widths come from counts of surviving 
 
 from __future__ import annotations
 
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Callable, Iterable, Sequence, Union
+from typing import TYPE_CHECKING, Union
 
 import numpy as np
 
@@ -41,6 +42,18 @@ def _addmm(node: Node) -> list[tuple[float, Sequence[Dim]]]:
     return [(1, [*a, b[-1]])]
 
 
+def _einsum(node: Node) -> list[tuple[float, Sequence[Dim]]]:
+    """Product of all index sizes, once per contraction; fvcore halves products without a sum."""
+    equation = str(node.settings.get("0", "")).replace(" ", "")
+    inputs, _, output = equation.partition("->")
+    letters: dict[str, Dim] = {}
+    for term, shape in zip(inputs.split(","), node.operands):
+        named = term.replace("...", "." * (len(shape) - len(term) + 3))
+        letters.update({f"{c}{i}" if c == "." else c: dim for i, (c, dim) in enumerate(zip(named, shape))})
+    summed = set(inputs) - set(output) - {",", "."}
+    return [(1 if summed else 0.5, list(letters.values()))]
+
+
 def _batch_norm(node: Node) -> list[tuple[float, Sequence[Dim]]]:
     affine = len(node.operands) == 5
     return [(2 if affine else 1, node.operands[0])]
@@ -65,6 +78,7 @@ FORMULAS: dict[str, Formula] = {
     "mm": _matmul,
     "bmm": _matmul,
     "addmm": _addmm,
+    "einsum": _einsum,
     "batch_norm": _batch_norm,
     "group_norm": _norm,
     "layer_norm": _norm,
@@ -119,9 +133,7 @@ class Cost:
         rows = np.where(self.rows < 0, 1, np.maximum(counts[self.rows], 1))
         np.add.at(slope, self.count, by_width[1:] / rows)
         divided = self.rows >= 0
-        np.add.at(
-            slope, self.rows[divided], -(by_width[1:] * widths[1:] / rows)[divided]
-        )
+        np.add.at(slope, self.rows[divided], -(by_width[1:] * widths[1:] / rows)[divided])
         return slope
 
 
@@ -151,11 +163,13 @@ def flops(graph: DependencyGraph) -> Cost:
     return assemble(
         (i, coefficient, dims)
         for i, node in enumerate(graph.nodes)
-        if node.name in FORMULAS
+        if node.needed and node.name in FORMULAS
         for coefficient, dims in FORMULAS[node.name](node)
     )
 
 
 def params(graph: DependencyGraph) -> Cost:
     """Return the number of parameters, by parameter."""
-    return assemble((i, 1, graph.shapes[name]) for i, name in enumerate(sorted(graph.parameters)) if name in graph.shapes)
+    return assemble(
+        (i, 1, graph.shapes[name]) for i, name in enumerate(sorted(graph.parameters)) if name in graph.shapes
+    )

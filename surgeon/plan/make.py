@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import fnmatch
+from collections.abc import Mapping, Sequence
 from math import ceil, gcd
-from typing import TYPE_CHECKING, Any, Mapping, Sequence
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from surgeon.errors import BudgetError, ScoreError, SurgeonError, UnknownLayer
+from surgeon.errors import BudgetError, NothingPrunable, ScoreError, SurgeonError, UnknownLayer
 from surgeon.plan import cost as costs
 from surgeon.plan.allocate import Budget, Ladder, by_ratio_globally, by_ratio_locally, parse_amount, under_budgets
 from surgeon.plan.plan import Cut, Edit, GroupCut, LayerCost, Masked, Plan, Selection
@@ -71,6 +72,10 @@ def plan(
     else:
         chosen = under_budgets(graph.initial, ladders, _budgets(graph, flops, params))
     removed = [int(ladder.rungs[rung]) for ladder, rung in zip(ladders, chosen)]
+    if ratio and not any(removed):
+        raise NothingPrunable(
+            f"ratio={ratio} removes nothing: floor={floor}, round_to={round_to} and the limits leave every group as it is"
+        )
     units = np.concatenate([order[:steps].ravel() for order, steps in zip(orders, removed)])
     return describe(graph, units, dict(zip((g.name for g in free), removed)), settings)
 
@@ -96,7 +101,9 @@ def _limits(graph: DependencyGraph, asked: Mapping[str, float]) -> dict[str, flo
     for pattern, share in asked.items():
         if not 0 <= share <= 1:
             raise BudgetError(f"groups[{pattern!r}]={share!r} is the largest share that may go and must be in [0, 1]")
-        hit = [g for g in graph.groups if any(_matches(name, pattern) for name in (g.name, *(m.layer for m in g.members)))]
+        hit = [
+            g for g in graph.groups if any(_matches(name, pattern) for name in (g.name, *(m.layer for m in g.members)))
+        ]
         if not hit:
             raise UnknownLayer(pattern, [g.name for g in graph.groups])
         for group in hit:
@@ -126,7 +133,9 @@ def _ranked(group: Group, scores: Mapping[str, Any]) -> tuple[np.ndarray, np.nda
         raise ScoreError(f"group {group.name!r} has {len(group.units)} units, but its scores have shape {values.shape}")
     if not np.isfinite(values).all():
         layers = sorted({m.parameter for m in group.members})
-        raise ScoreError(f"group {group.name!r} has NaN or infinite scores; check the weights of {', '.join(layers[:4])}")
+        raise ScoreError(
+            f"group {group.name!r} has NaN or infinite scores; check the weights of {', '.join(layers[:4])}"
+        )
     start, columns, losses = 0, [], np.zeros(group.size)
     for row in group.grid:
         mine = values[start : start + len(row)]
@@ -138,7 +147,9 @@ def _ranked(group: Group, scores: Mapping[str, Any]) -> tuple[np.ndarray, np.nda
     return np.concatenate(columns, axis=1), losses / total if total > 0 else np.full(group.size, 1 / group.size)
 
 
-def _ladder(graph: DependencyGraph, group: Group, share: np.ndarray, round_to: int, floor: float, limit: float) -> Ladder:
+def _ladder(
+    graph: DependencyGraph, group: Group, share: np.ndarray, round_to: int, floor: float, limit: float
+) -> Ladder:
     """List the legal removals of a group and what each loses.
 
     The loss is ``-log(share of importance that stays)``, once for every layer that the group runs through: a layer that
@@ -172,7 +183,9 @@ def _budgets(graph: DependencyGraph, flops: Any, params: Any) -> list[Budget]:
 # -- writing it down ---------------------------------------------------------------------------------
 
 
-def describe(graph: DependencyGraph, units: Sequence[int] | np.ndarray, removed: Mapping[str, int], settings: Mapping[str, Any]) -> Plan:
+def describe(
+    graph: DependencyGraph, units: Sequence[int] | np.ndarray, removed: Mapping[str, int], settings: Mapping[str, Any]
+) -> Plan:
     """Write down what happens when the given units go.
 
     Raises SurgeonError when some size can't follow, which a graph's groups exclude one by one.
@@ -191,7 +204,8 @@ def describe(graph: DependencyGraph, units: Sequence[int] | np.ndarray, removed:
         fingerprint={name: tuple(map(_size, shape)) for name, shape in graph.shapes.items()},
         edits=edits,
         groups=tuple(
-            GroupCut(g.name, g.size, removed.get(g.name, 0), tuple(sorted({m.layer for m in g.members}))) for g in graph.free
+            GroupCut(g.name, g.size, removed.get(g.name, 0), tuple(sorted({m.layer for m in g.members})))
+            for g in graph.free
         ),
         pins={g.name: graph.reason(g) for g in graph.groups if g.pinned is not None},
         cost=_layer_costs(graph, counts),

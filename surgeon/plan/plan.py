@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import json
 import math
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Mapping
+from typing import Any
 
 import numpy as np
 
@@ -172,7 +173,9 @@ class Plan:
         try:
             return _read(json.loads(text))
         except (KeyError, TypeError, ValueError, AttributeError) as error:
-            raise PlanMismatch(f"not a plan that this version of surgeon can read: {type(error).__name__}: {error}") from error
+            raise PlanMismatch(
+                f"not a plan that this version of surgeon can read: {type(error).__name__}: {error}"
+            ) from error
 
     def save(self, path: str | Path) -> None:
         """Write the plan to a JSON file."""
@@ -186,7 +189,9 @@ class Plan:
 
 def _read(data: Mapping[str, Any]) -> Plan:
     if data.get("format") != "surgeon-plan" or data.get("version") != VERSION:
-        raise PlanMismatch(f"expected a surgeon plan of version {VERSION}, got {data.get('format')!r} {data.get('version')!r}")
+        raise PlanMismatch(
+            f"expected a surgeon plan of version {VERSION}, got {data.get('format')!r} {data.get('version')!r}"
+        )
     cuts = {name: Cut.from_json(cut) for name, cut in data["cuts"].items()}
     for name, cut in cuts.items():
         _check_cut(name, cut)

@@ -73,7 +73,12 @@ class Report:
 
     def to_json(self) -> str:
         """Write the report as JSON."""
-        ratios = ("compression_ratio", "theoretical_speedup", "nonzero_compression_ratio", "nonzero_theoretical_speedup")
+        ratios = (
+            "compression_ratio",
+            "theoretical_speedup",
+            "nonzero_compression_ratio",
+            "nonzero_theoretical_speedup",
+        )
         return json.dumps({**asdict(self), **{name: getattr(self, name) for name in ratios}}, indent=1)
 
     def __rich_console__(self, console: Console, options: Any) -> Any:
@@ -97,8 +102,13 @@ class Report:
             table.add_column(heading, justify="right")
         for row in self.layers:
             if row.share_cut > 0 or row.flops[0] != row.flops[1]:
-                table.add_row(row.name, _arrow(_shape(row.shape[0]), _shape(row.shape[1])),
-                              _arrow(*map(_short, row.flops)), _arrow(*map(_short, row.params)), f"{row.share_cut:.0%}")
+                table.add_row(
+                    row.name,
+                    _arrow(_shape(row.shape[0]), _shape(row.shape[1])),
+                    _arrow(*map(_short, row.flops)),
+                    _arrow(*map(_short, row.params)),
+                    f"{row.share_cut:.0%}",
+                )
         same = sum(row.share_cut <= 0 and row.flops[0] == row.flops[1] for row in self.layers)
         table.caption = f"{same} layers as they were" if same else None
         return table
@@ -120,7 +130,9 @@ class Report:
         return table
 
 
-def compare(model: nn.Module, small: nn.Module, example_inputs: Any, *, counts: tuple[Count, Count] | None = None) -> Report:
+def compare(
+    model: nn.Module, small: nn.Module, example_inputs: Any, *, counts: tuple[Count, Count] | None = None
+) -> Report:
     """Count both models and put them side by side.
 
     Examples
@@ -136,9 +148,13 @@ def compare(model: nn.Module, small: nn.Module, example_inputs: Any, *, counts: 
             new = list(layers[name].parameters(recurse=False))
             shapes = (tuple(own[0].shape), tuple(new[0].shape))
             params = (sum(p.numel() for p in own), sum(p.numel() for p in new))
-            rows.append(LayerRow(name, shapes, (_own_flops(model, name, before), _own_flops(small, name, after)), params))
+            rows.append(
+                LayerRow(name, shapes, (_own_flops(model, name, before), _own_flops(small, name, after)), params)
+            )
     note = before.failed or after.failed
-    return Report(_totals(model, before), _totals(small, after), tuple(rows), uncounted=tuple(sorted(after.uncounted)), note=note)
+    return Report(
+        _totals(model, before), _totals(small, after), tuple(rows), uncounted=tuple(sorted(after.uncounted)), note=note
+    )
 
 
 def _own_flops(model: nn.Module, name: str, count: Count) -> float:

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Callable
+from collections.abc import Callable
+from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
@@ -47,5 +48,3 @@ def random(graph: DependencyGraph, seed: int = 0) -> dict[str, Tensor]:
     """Uniform random scores: the control that every criterion should beat."""
     generator = torch.Generator().manual_seed(seed)
     return {g.name: torch.rand(len(g.units), generator=generator, dtype=torch.float64) for g in graph.free}
-
-

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any, Callable, Union
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Any, Union
 
 import torch
 from torch import Tensor
@@ -36,7 +37,9 @@ def score(graph: DependencyGraph, criterion: Criterion = "l1", **options: Any) -
     """
     if isinstance(criterion, str):
         if criterion not in CRITERIA:
-            raise ScoreError(f"unknown criterion {criterion!r}; choose one of {', '.join(sorted(CRITERIA))}, or pass a callable")
+            raise ScoreError(
+                f"unknown criterion {criterion!r}; choose one of {', '.join(sorted(CRITERIA))}, or pass a callable"
+            )
         return CRITERIA[criterion](graph, **options)
     scores = {}
     for group in graph.free:

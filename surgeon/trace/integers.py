@@ -11,10 +11,11 @@ an expression through ``+ - * // %``. After planning, the expressions say which 
 from __future__ import annotations
 
 import operator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from contextvars import ContextVar
 from dataclasses import dataclass, field
-from typing import Any, Callable, Iterator, Mapping, Union
+from typing import Any, Union
 
 OPERATORS: dict[str, Callable[[int, int], int]] = {
     "+": operator.add,
@@ -171,7 +172,9 @@ def leaves(source: Expression) -> Iterator[Attribute | Width]:
         yield source
 
 
-def evaluate(source: Expression, attributes: Mapping[Attribute, int], width: Callable[[Width], int | None]) -> int | None:
+def evaluate(
+    source: Expression, attributes: Mapping[Attribute, int], width: Callable[[Width], int | None]
+) -> int | None:
     """Compute an expression under new values; None while an attribute is unknown or a division is by zero."""
     if isinstance(source, int):
         return source

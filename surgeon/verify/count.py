@@ -9,9 +9,9 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import torch
-from fvcore.nn import FlopCountAnalysis
 from torch import Tensor, nn
 
+from surgeon.dispatch import unfused
 from surgeon.modules import as_arguments, evaluating, tensors_in
 
 
@@ -46,18 +46,25 @@ def count_flops(model: nn.Module, example_inputs: Any) -> Count:
     """Count a forward pass with fvcore, in eval mode; where it can't trace the model, say why."""
     args, kwargs = as_arguments(example_inputs)
     tensors = tuple(a for a in (*args, *kwargs.values()) if isinstance(a, Tensor))
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # fvcore scripts a function on import, which torch deprecates
+        from fvcore.nn import FlopCountAnalysis
     analysis = FlopCountAnalysis(_Flat(model, args, kwargs), tensors)
     analysis.unsupported_ops_warnings(False).uncalled_modules_warnings(False).tracer_warnings("none")
     log = logging.getLogger("fvcore.nn.jit_analysis")
     level = log.level
     log.setLevel(logging.ERROR)
     try:
-        with warnings.catch_warnings(), torch.no_grad(), evaluating(model):
+        with warnings.catch_warnings(), torch.no_grad(), evaluating(model), unfused():
             warnings.simplefilter("ignore")
-            modules = {name.removeprefix("model").lstrip("."): float(n) for name, n in analysis.by_module().items() if name}
+            modules = {
+                name.removeprefix("model").lstrip("."): float(n) for name, n in analysis.by_module().items() if name
+            }
             missing: Counter[str] = analysis.unsupported_ops()
             return Count(float(analysis.total()), modules, dict(missing))
     except Exception as error:
-        return Count(float("nan"), failed=f"fvcore can't trace this model: {type(error).__name__}: {str(error).splitlines()[0]}")
+        return Count(
+            float("nan"), failed=f"fvcore can't trace this model: {type(error).__name__}: {str(error).splitlines()[0]}"
+        )
     finally:
         log.setLevel(level)

@@ -6,7 +6,8 @@ This is written against the plan and the original model alone; it shares no code
 from __future__ import annotations
 
 from collections import defaultdict
-from typing import Any, Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -59,7 +60,9 @@ class Statistics:
         return result
 
 
-def _masked_call(name: str, func: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any], here: Sequence[Masked]) -> Any:
+def _masked_call(
+    name: str, func: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any], here: Sequence[Masked]
+) -> Any:
     if here[0].op != name:
         raise VerificationError(
             f"the forward pass took another path than the recorded one: call {here[0].call} is {name}, not {here[0].op}"

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from typing import Any, Callable, Mapping
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -77,7 +78,9 @@ def verify(
     predicted = plan.totals["flops"]
     params = sum(p.numel() for p in small.parameters())
     if params != round(plan.totals["params"][1]):
-        raise VerificationError(f"the plan predicts {plan.totals['params'][1]:.0f} parameters, the small model has {params}")
+        raise VerificationError(
+            f"the plan predicts {plan.totals['params'][1]:.0f} parameters, the small model has {params}"
+        )
     note = "; ".join(filter(None, [note, after.failed]))
     return Proof(
         difference,
@@ -119,7 +122,12 @@ def _difference(
     except VerificationError:
         raise
     except Exception:
-        expected, found, dtype = _run_both(model, small, plan, example_inputs, state, own, None)
+        try:
+            expected, found, dtype = _run_both(model, small, plan, example_inputs, state, own, None)
+        except VerificationError:
+            raise
+        except Exception as error:
+            raise VerificationError(f"the small model does not run: {type(error).__name__}: {error}") from error
         note = "the model does not run in float64; "
     difference = _relative(expected, found)
     if not difference <= TOLERANCE[dtype]:
@@ -190,7 +198,9 @@ def _relative(expected: list[Tensor], found: list[Tensor]) -> float:
         if not torch.equal(finite, torch.isfinite(b)):
             return float("inf")
         if not finite.any():
-            raise VerificationError("the outputs are not finite on the example inputs, so nothing can be proved; check the weights and inputs")
+            raise VerificationError(
+                "the outputs are not finite on the example inputs, so nothing can be proved; check the weights and inputs"
+            )
         a, b = (torch.where(finite, t, torch.zeros_like(t)).double() for t in (a, b))
         worst = max(worst, float((a - b).abs().max() / a.abs().max().clamp(min=1e-12)))
     return worst
@@ -207,7 +217,14 @@ def _silent(model: nn.Module, plan: Plan, example_inputs: Any, state: Mapping[st
     with torch.no_grad(), torch.random.fork_rng(devices=[]), evaluating(model):
         whole = list(tensors_in(model(*args, **kwargs)))
         masked = list(tensors_in(functional_call(model, masked_state(state, plan), args, kwargs)))
-    heard = max((float((a - b).abs().max() / a.abs().max().clamp(min=1e-12)) for a, b in zip(whole, masked) if a.is_floating_point()), default=0.0)
+    heard = max(
+        (
+            float((a - b).abs().max() / a.abs().max().clamp(min=1e-12))
+            for a, b in zip(whole, masked)
+            if a.is_floating_point()
+        ),
+        default=0.0,
+    )
     return "" if heard > 1e-4 else "the outputs hardly depend on what is cut"
 
 

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from typing import Any, Callable
+from collections.abc import Callable
+from typing import Any
 
 from torch import Tensor
 
@@ -70,7 +71,7 @@ def run_line(flow: Flow, call: Call, notation: Notation, because: str = "") -> N
 
 def _batched(tokens: list[tuple[str, ...]], shape: Any) -> list[tuple[str, ...]]:
     """Drop the batch letter where an op got an unbatched input: convolutions take [c, h, w] too."""
-    if ("n",) == tokens[:1] or tokens[:1] != [("n",)]:
+    if tokens[:1] != [("n",)]:
         return tokens
     fixed = sum(token not in (("...",), ("*",)) for token in tokens)
     return tokens[1:] if len(shape) < fixed else tokens
@@ -120,9 +121,7 @@ def einsum(flow: Flow, call: Call) -> None:
     if any(len(set(part.split())) < len(part.split()) for part in spaced):
         return flow.unknown(call, "einsum takes a diagonal")
     arguments = " ".join(f"x{i}[{dims}]" for i, dims in enumerate(spaced[:-1]))
-    positional = Call(
-        call.index, call.name, call.func, tuple(tensors), {}, call.result, call.module, call.location
-    )
+    positional = Call(call.index, call.name, call.func, tuple(tensors), {}, call.result, call.module, call.location)
     run_line(flow, positional, parse(f"{arguments} -> {spaced[-1]}"))
 
 
@@ -147,7 +146,11 @@ def embedding(flow: Flow, call: Call) -> None:
         weight = call.argument(1, "weight")
     value = flow.value(weight)
     families, _ = contract(
-        flow.space, parse("weight[* e] -> * e"), [Operand(value, [(), ("e",)], "rows of the table are looked up by index")], {}, 2
+        flow.space,
+        parse("weight[* e] -> * e"),
+        [Operand(value, [(), ("e",)], "rows of the table are looked up by index")],
+        {},
+        2,
     )
     rank = call.result.dim()
     flow.set(call.result, [flow.widen(f, rank) for f in families])

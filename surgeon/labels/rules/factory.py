@@ -44,5 +44,8 @@ RULES: dict[str, Rule] = {
     **{name: filled(0) for name in ("zeros", "ones", "full", "empty", "rand", "randn")},
     **{name: filled(1) for name in ("new_zeros", "new_ones", "new_full", "new_empty")},
     **{f"{name}_like": alike for name in ("zeros", "ones", "full", "empty", "rand", "randn")},
-    **{name: constant for name in ("arange", "linspace", "eye", "tensor", "as_tensor", "meshgrid", "randint", "randperm")},
+    **{
+        name: constant
+        for name in ("arange", "linspace", "eye", "tensor", "as_tensor", "meshgrid", "randint", "randperm")
+    },
 }

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from typing import Any, Callable, Sequence
+from collections.abc import Callable, Sequence
+from typing import Any
 
 import torch
 from torch import Tensor
 
-from surgeon.labels.family import Family, Value, fresh_family, make_solid, move
+from surgeon.labels.family import Value, fresh_family, make_solid, move
 from surgeon.labels.flow import Flow, Rule, is_tracked
 from surgeon.modules import tensors_in
 from surgeon.trace import Call
