@@ -2,7 +2,11 @@
 
     make demo        or        python examples/digits_demo.py
 
-The 1797 digits of 8 x 8 pixels come with scikit-learn: nothing is downloaded. One minute on two cores.
+The 1797 digits of 8 x 8 pixels come with scikit-learn: nothing is downloaded. It takes about 20 seconds.
+
+What to look for in the output: right after the cut the model seems to have forgotten everything, but most of that is
+batch norm, whose running statistics describe channels that have lost half of their inputs. One pass over the training
+digits puts them right; a few epochs of fine-tuning bring the rest back.
 """
 
 from __future__ import annotations
@@ -93,25 +97,45 @@ def fit(model: nn.Module, train: Split, val: Split, epochs: int, rate: float) ->
     model.load_state_dict(weights)
 
 
+@torch.no_grad()
+def recalibrate(model: nn.Module, images: Tensor) -> None:
+    """Take the batch-norm statistics of a model anew, as plain averages; weights stay as they are."""
+    norms = [module for module in model.modules() if isinstance(module, nn.BatchNorm2d)]
+    momenta = [norm.momentum for norm in norms]
+    for norm in norms:
+        norm.reset_running_stats()
+        norm.momentum = None  # average over all batches
+    model.train()
+    for batch in images.split(256):
+        model(batch)
+    for norm, momentum in zip(norms, momenta):
+        norm.momentum = momentum
+
+
 def main() -> None:
     start = time.perf_counter()
     torch.manual_seed(0)
+    torch.set_num_threads(1)  # the tensors are so small that a second thread would mostly wait for the first
     train, val, test = load()
     model = DigitNet()
     print(f"Training on {len(train[0])} digits ...", flush=True)
-    fit(model, train, val, epochs=20, rate=4e-3)
+    fit(model, train, val, epochs=30, rate=4e-3)
     before = accuracy(model, test)
 
     result = surgeon.prune(model, train[0][:1], flops=0.5)
-    cut = accuracy(result.model, test)
-    fit(result.model, train, val, epochs=5, rate=1e-3)
-    tuned = accuracy(result.model, test)
+    small = result.model
+    cut = accuracy(small, test)
+    recalibrate(small, train[0])
+    recalibrated = accuracy(small, test)
+    fit(small, train, val, epochs=5, rate=1e-3)
+    tuned = accuracy(small, test)
 
-    print(f"\n{result.plan}\n\n{result.proof}\n")
+    print(f"\n{result.plan}\n\nProof: {result.proof}\n")
     print(f"Accuracy on {len(test[0])} test digits")
-    print(f"  before                {before:.1%}")
-    print(f"  after the cut         {cut:.1%}")
-    print(f"  after 5 more epochs   {tuned:.1%}\n")
+    print(f"  before                        {before:6.1%}")
+    print(f"  after the cut                 {cut:6.1%}")
+    print(f"  batch norm recalibrated       {recalibrated:6.1%}")
+    print(f"  after 5 epochs of fine-tuning {tuned:6.1%}\n")
     print(result.report)
     print(f"{time.perf_counter() - start:.0f} s")
 

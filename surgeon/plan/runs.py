@@ -31,8 +31,8 @@ def decode(text: str, size: int) -> np.ndarray:
         raise PlanMismatch(f"expected runs such as '0-3,8', got {text!r}")
     parts, last = [], -1
     for piece in text.split(",") if text else []:
-        first, _, stop = piece.partition("-")
-        if not first.isdecimal() or (stop and not stop.isdecimal()):
+        first, dash, stop = piece.partition("-")
+        if not first.isdecimal() or (dash and not stop.isdecimal()):
             raise PlanMismatch(f"expected runs such as '0-3,8', got {piece!r}")
         start, end = int(first), int(stop or first)
         if not last < start <= end < size:

@@ -19,6 +19,7 @@ from __future__ import annotations
 
 import functools
 import inspect
+import os
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -42,6 +43,9 @@ from surgeon.verify.reference import Statistics, intercept, masked_state
 
 # op name -> the tests that run it; filled while test modules are imported, read by test_coverage
 COVERED: dict[str, list[str]] = {}
+
+# A hunt for bugs draws more often: SURGEON_EFFORT=50 pytest tests/rules
+EFFORT = int(os.environ.get("SURGEON_EFFORT", "1"))
 
 Function = Callable[..., Any]
 Dress = Callable[["Square", Tensor], Tensor]
@@ -296,7 +300,7 @@ class Case:
             assert stays[place] in (*at, "") or stays[place] in group.pinned.text, trial.graph.reason(group)
 
 
-def square(*ops: str, must_cut: bool = True, examples: int = 20) -> Callable[[Callable[..., None]], Callable[..., None]]:
+def square(*ops: str, must_cut: bool = True, examples: int = 12) -> Callable[[Callable[..., None]], Callable[..., None]]:
     """Make a test of draws of a case.
 
     After all draws, each of ``ops`` must have been called (of a parametrised test: the op that is the parameter), and
@@ -311,7 +315,7 @@ def square(*ops: str, must_cut: bool = True, examples: int = 20) -> Callable[[Ca
         def run(**parameters: Any) -> None:
             outcome = Outcome()
 
-            @hypothesis.settings(max_examples=examples)
+            @hypothesis.settings(max_examples=examples * EFFORT)
             @hypothesis.given(case=st.data())
             @functools.wraps(test)
             def draws(case: Any, **given: Any) -> None:

@@ -1,0 +1,154 @@
+"""Plans: files, ratios, budgets, multiples, floors."""
+
+from __future__ import annotations
+
+import json
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+
+import surgeon
+from surgeon.errors import PlanMismatch
+from surgeon.plan import cost
+from surgeon.plan.runs import decode, encode
+from tests.nets import Residual, image
+from tests.zoo import MODELS, build
+
+indices = st.sets(st.integers(0, 60)).map(lambda s: np.array(sorted(s), dtype=np.int64))
+
+
+@given(indices)
+def test_runs_round_trip(kept: np.ndarray) -> None:
+    assert np.array_equal(decode(encode(kept), 61), kept)
+
+
+@pytest.mark.parametrize("text", ["3-1", "1,1", "5,2", "0-61", "-1", "a", "1-", "1--2", "1e9", " 1", "999999999999999999999"])
+def test_malformed_runs_are_refused(text: str) -> None:
+    with pytest.raises(PlanMismatch):
+        decode(text, 61)
+
+
+@pytest.mark.parametrize("name", ["resnet20_pad", "resnext", "two_groupings", "unet"] if "unet" in MODELS else list(MODELS)[:6])
+def test_json_round_trip_replays_on_another_checkpoint(name: str) -> None:
+    model, inputs = build(name)
+    graph = surgeon.trace(model, inputs)
+    plan = surgeon.plan(graph, surgeon.score(graph), ratio=0.5, scope="local")
+    again = surgeon.Plan.from_json(plan.to_json())
+    assert again == plan and again.to_json() == plan.to_json()
+    other, _ = build(name, seed=1)
+    surgeon.verify(other, surgeon.operate(other, again), again, inputs)
+
+
+def edited(change: Any) -> str:
+    plan = surgeon.prune(Residual(), image(), ratio=0.5, scope="local").plan
+    data = json.loads(plan.to_json())
+    change(data)
+    return json.dumps(data)
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        lambda d: d.update(version=99),
+        lambda d: d.pop("format"),
+        lambda d: d.pop("cuts"),
+        lambda d: d["cuts"]["conv1.weight"].update(new_shape=[0, 8, 3, 3]),
+        lambda d: d["cuts"]["conv1.weight"].update(new_shape=[60, 8, 3, 3]),
+        lambda d: d["cuts"]["conv1.weight"]["keep"][0].update(dims=[7]),
+        lambda d: d["cuts"]["conv1.weight"]["keep"][0].update(of=10**12),
+        lambda d: d["cuts"]["conv1.weight"]["keep"][0].update(keep="0-999999"),
+        lambda d: d["attributes"][0].update(shell="rm"),
+    ],
+)
+def test_malformed_plans_are_refused(change: Any) -> None:
+    with pytest.raises(PlanMismatch):
+        surgeon.Plan.from_json(edited(change))
+    with pytest.raises(PlanMismatch):
+        surgeon.Plan.from_json("{")
+
+
+def planned(model: Any = None, **options: Any) -> surgeon.Plan:
+    model = model or Residual(width=32, inner=48)
+    graph = surgeon.trace(model, image())
+    return surgeon.plan(graph, surgeon.score(graph), **options)
+
+
+def left(plan: surgeon.Plan) -> dict[str, int]:
+    return {g.name: g.size - g.removed for g in plan.groups}
+
+
+def test_local_ratio_cuts_every_group_alike() -> None:
+    assert left(planned(ratio=0.5, scope="local")) == {"stem": 16, "conv1": 24}
+
+
+@given(st.floats(0.05, 0.85))
+def test_global_ratio_cuts_the_share_asked(ratio: float) -> None:
+    plan = planned(ratio=ratio, floor=0)
+    assert 80 - sum(left(plan).values()) == pytest.approx(ratio * 80, abs=1)
+
+
+def test_multiples_floors_and_limits() -> None:
+    assert all(n % 8 == 0 for n in left(planned(flops=0.4, round_to=8)).values())
+    assert left(planned(ratio=0.9, scope="local", floor=0.25)) == {"stem": 8, "conv1": 12}
+    assert left(planned(ratio=0.5, scope="local", groups={"conv1": 0.1})) == {"stem": 16, "conv1": 44}
+
+
+def test_rounding_never_deletes_a_layer() -> None:
+    plan = planned(Residual(width=8, inner=64), ratio=0.5, scope="local", round_to=16)
+    assert left(plan) == {"stem": 8, "conv1": 32}
+
+
+@pytest.mark.parametrize("share", [0.9, 0.7, 0.5, 0.3, 0.15])
+@pytest.mark.parametrize("resource", ["flops", "params"])
+def test_budgets_are_kept_and_reached(resource: str, share: float) -> None:
+    before, after = planned(Residual(width=64, inner=96), **{resource: share}).totals[resource]
+    assert share * before * 0.98 <= after <= share * before
+
+
+def test_two_budgets_are_both_kept() -> None:
+    totals = planned(flops=0.6, params=0.4).totals
+    assert totals["flops"][1] <= 0.6 * totals["flops"][0] and totals["params"][1] <= 0.4 * totals["params"][0]
+
+
+def test_amounts_can_be_absolute() -> None:
+    whole = planned(flops=1.0).totals["flops"][0]
+    assert planned(flops=whole / 2).totals == planned(flops=0.5).totals
+    assert planned(flops=f"{whole / 2e6}M").totals["flops"][1] <= whole / 2
+
+
+@given(st.lists(st.integers(0, 5), min_size=2, max_size=2))
+def test_predicted_cost_is_what_the_small_model_costs(steps: list[int]) -> None:
+    model = Residual()
+    graph = surgeon.trace(model, image())
+    units = np.concatenate([g.units[: g.size * s // 6] for g, s in zip(graph.free, steps, strict=True)])
+    alive = ~graph.dead_classes(units)
+    counts = np.asarray(graph.incidence @ alive.astype(np.int64))
+    plan = surgeon.plan.__globals__["describe"](graph, units, {}, {})
+    small = surgeon.operate(model, plan)
+    assert cost.params(graph).total(counts) == sum(p.numel() for p in small.parameters())
+
+
+def test_gradient_of_a_cost_is_its_slope() -> None:
+    model, inputs = build("resnext")
+    graph = surgeon.trace(model, inputs)
+    total = cost.flops(graph)
+    counts = graph.initial.astype(float)
+    slope = total.gradient(counts)
+    for k in range(0, len(counts), 3):
+        moved = counts.copy()
+        moved[k] += 1e-4
+        assert (total.total(moved) - total.total(counts)) / 1e-4 == pytest.approx(slope[k], rel=1e-3, abs=1e-2)
+
+
+def test_scores_decide_what_goes() -> None:
+    model = Residual()
+    weak = torch.tensor([1, 4, 7, 9])
+    model.conv1.weight.data[weak] *= 1e-3
+    model.conv2.weight.data[:, weak] *= 1e-3
+    plan = planned(model, ratio=0.3334, scope="local")
+    (selection,) = [s for s in plan.cuts["conv1.weight"].selections if s.dims == (0,)]
+    assert set(range(12)) - set(selection.keep.tolist()) == set(weak.tolist())
