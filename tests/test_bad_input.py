@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import warnings
 from typing import Any
 
 import pytest
@@ -147,7 +148,8 @@ def test_wrapped_models_are_unwrapped_or_refused() -> None:
     model = Residual()
     for wrapped in (nn.DataParallel(model), torch.compile(model)):
         assert type(surgeon.prune(wrapped, image(), ratio=0.5).model) is Residual
-    with pytest.warns(DeprecationWarning):
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", DeprecationWarning)
         scripted = torch.jit.script(Perceptron())
     with pytest.raises(errors.UnsupportedModel, match="scripted"):
         surgeon.trace(scripted, torch.randn(2, 6))

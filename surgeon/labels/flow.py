@@ -125,6 +125,7 @@ class Flow:
         else:
             rule(self, call)
         self._log(call, given, values, shapes, results)
+        self.current = ()
 
     def _log(
         self, call: Call, given: list[Tensor], values: list[Value], before: list[Shape], results: list[Tensor]

@@ -101,14 +101,17 @@ def _limits(graph: DependencyGraph, asked: Mapping[str, float]) -> dict[str, flo
     for pattern, share in asked.items():
         if not 0 <= share <= 1:
             raise BudgetError(f"groups[{pattern!r}]={share!r} is the largest share that may go and must be in [0, 1]")
-        hit = [
-            g for g in graph.groups if any(_matches(name, pattern) for name in (g.name, *(m.layer for m in g.members)))
-        ]
+        hit = [g for g in graph.groups if any(_matches(name, pattern) for name in _producers(g))]
         if not hit:
             raise UnknownLayer(pattern, [g.name for g in graph.groups])
         for group in hit:
             limits[group.name] = min(share, limits.get(group.name, 1.0))
     return limits
+
+
+def _producers(group: Group) -> set[str]:
+    """Return the layers whose outputs a group holds."""
+    return {group.name, *(m.layer for m in group.members if "out" in m.sides)}
 
 
 def _matches(name: str, pattern: str) -> bool:

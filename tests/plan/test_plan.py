@@ -106,7 +106,7 @@ def test_rounding_never_deletes_a_layer() -> None:
 @pytest.mark.parametrize("resource", ["flops", "params"])
 def test_budgets_are_kept_and_reached(resource: str, share: float) -> None:
     before, after = planned(Residual(width=64, inner=96), **{resource: share}).totals[resource]
-    assert share * before * 0.98 <= after <= share * before
+    assert (share - 0.02) * before <= after <= share * before
 
 
 def test_two_budgets_are_both_kept() -> None:
