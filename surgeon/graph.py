@@ -159,7 +159,9 @@ class DependencyGraph:
         self.counts = Counts(self.solution)
         self.flow = flow
         self.total_ops = ended
-        self.old = {a: v for c in constraints for a in c.attributes if (v := _current(model, a)) is not None}
+        modules = dict(model.named_modules())
+        attributes = {a for c in constraints for a in c.attributes}
+        self.old = {a: v for a in attributes if (v := _current(modules, a)) is not None}
         self.places = [
             _place(name, value, family, flow, self.solution)
             for name, value in flow.leaves.items()
@@ -208,7 +210,9 @@ class DependencyGraph:
         blocks = arrange(self.solution, self.incidence)
         touched = (self.solution.closure @ self.incidence.T).tocsr()
         homes = self._homes(self.solution.closure)
-        groups = [self._group(block, touched, homes) for block in blocks]
+        steps = _first_steps(blocks, self.solution.closure.shape[0])
+        lost, where = (steps @ touched).tocsr(), (steps @ homes).tocsr()
+        groups = [self._group(block, lost[i], where[i].indices) for i, block in enumerate(blocks)]
         groups = [self._probed(g) if g.pinned is None else g for g in groups if g.members]
         groups += self._pinned_groups()
         order = {place.parameter: i for i, place in reversed(list(enumerate(self.places)))}
@@ -224,13 +228,9 @@ class DependencyGraph:
         occurs = sparse.csr_matrix((np.ones(len(columns), np.int32), (columns, where)), shape=shape)
         return (closure @ occurs).tocsr()
 
-    def _group(self, block: Block, touched: sparse.csr_matrix, homes: sparse.csr_matrix) -> Group:
-        first = [atom[: len(atom) // block.steps] for atom in block.atoms]
-        step = np.concatenate(first)
-        lost = np.asarray(touched[step].sum(axis=0)).ravel()
-        where = np.flatnonzero(np.asarray(homes[[a[0] for a in block.atoms]].sum(axis=0)).ravel())
-        members = tuple(self.places[i] for i in where)
-        widths = {int(i): int(lost[i]) for i in np.flatnonzero(lost)}
+    def _group(self, block: Block, lost: sparse.csr_matrix, where: np.ndarray) -> Group:
+        members = tuple(self.places[i] for i in np.unique(where))
+        widths = dict(zip(lost.indices.tolist(), lost.data.tolist(), strict=True))
         return Group("", block.steps, np.concatenate(block.atoms), block.atoms, members, widths, block.reason)
 
     def _probed(self, group: Group) -> Group:
@@ -378,6 +378,14 @@ class DependencyGraph:
         raise NothingPrunable(f"no group of this model may be cut:\n{detail}")
 
 
+def _first_steps(blocks: Sequence[Block], units: int) -> sparse.csr_matrix:
+    """Return which units the first step of each block takes, ``[blocks, units]``."""
+    taken = [np.concatenate([atom[: len(atom) // b.steps] for atom in b.atoms]) for b in blocks]
+    columns = np.concatenate(taken) if taken else np.zeros(0, np.int64)
+    rows = np.repeat(np.arange(len(blocks)), [len(t) for t in taken])
+    return sparse.csr_matrix((np.ones(len(rows), np.int32), (rows, columns)), shape=(len(blocks), units))
+
+
 def _pin(group: Group, reason: Reason) -> Group:
     return Group(group.name, group.size, group.units, group.grid, group.members, group.touched, reason)
 
@@ -401,11 +409,11 @@ def _place(name: str, value: Value, family: Family, flow: Flow, solution: Soluti
     return Place(name, family.dims, classes, sides)
 
 
-def _current(model: nn.Module, attribute: Attribute) -> int | None:
+def _current(modules: Mapping[str, nn.Module], attribute: Attribute) -> int | None:
     try:
-        value = getattr(model.get_submodule(attribute.owner), attribute.name)
+        value = getattr(modules[attribute.owner], attribute.name)
         return int(value if attribute.index is None else value[attribute.index])
-    except (AttributeError, TypeError, IndexError, ValueError):
+    except (AttributeError, KeyError, TypeError, IndexError, ValueError):
         return None
 
 
@@ -432,6 +440,7 @@ def _layer_graph(model: nn.Module, graph: DependencyGraph) -> nx.DiGraph:
             names = sorted({name for parameter in op.parameters for name in groups.get(parameter, ())})
             layers.add_node(op.module, op=op.name, source=node.source, parameters=op.parameters, groups=names)
         for upstream in op.inputs:
-            if upstream != op.module:
-                layers.add_edge(upstream, op.module, op=op.name)
+            if upstream != op.module and upstream in layers:
+                shared = sorted(set(layers.nodes[upstream]["groups"]) & set(layers.nodes[op.module]["groups"]))
+                layers.add_edge(upstream, op.module, op=op.name, groups=shared)
     return layers

@@ -29,12 +29,12 @@ def tensors_in(tree: Any) -> Iterator[Tensor]:
 
 def bare(model: Any) -> nn.Module:
     """Unwrap data-parallel and compiled models; refuse what can't be recorded."""
-    while isinstance(model, (nn.DataParallel, nn.parallel.DistributedDataParallel)) or hasattr(model, "_orig_mod"):
-        model = getattr(model, "_orig_mod", None) or model.module
     if isinstance(model, (torch.jit.ScriptModule, torch.jit.ScriptFunction)):
         raise UnsupportedModel(
             "a scripted model hides its Python forward; pass the nn.Module that it was scripted from"
         )
+    while isinstance(model, (nn.DataParallel, nn.parallel.DistributedDataParallel)) or hasattr(model, "_orig_mod"):
+        model = getattr(model, "_orig_mod", None) or model.module
     if not isinstance(model, nn.Module):
         raise UnsupportedModel(f"expected a torch.nn.Module, got {type(model).__name__}")
     return model

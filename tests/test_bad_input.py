@@ -151,8 +151,8 @@ def test_wrapped_models_are_unwrapped_or_refused() -> None:
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", DeprecationWarning)
         scripted = torch.jit.script(Perceptron())
-    with pytest.raises(errors.UnsupportedModel, match="scripted"):
-        surgeon.trace(scripted, torch.randn(2, 6))
+        with pytest.raises(errors.UnsupportedModel, match="scripted"):
+            surgeon.trace(scripted, torch.randn(2, 6))
     with pytest.raises(errors.UnsupportedModel, match="Module"):
         surgeon.trace(lambda x: x, torch.randn(2, 6))  # type: ignore[arg-type]
 

@@ -155,6 +155,10 @@ def _write_back(space: Space, operand: Operand, frame: Frame, common: Contractio
 
 def _to_letters(space: Space, family: Family, tokens: Sequence[Token], common: Contraction) -> list[Family]:
     """Move a family from an operand's dimensions to the common index space."""
+    if len(family.dims) == 1:
+        wide = [t for t in tokens[family.dims[0]] if common.sizes[t] > 1]
+        if len(wide) == 1:
+            return [_along(family, len(common.letters), common.letters.index(wide[0]))]
 
     def run(labels: Tensor) -> Tensor:
         shape = [s for dim, token in enumerate(tokens) for s in _factors(labels.size(dim), token, common)]
@@ -174,6 +178,11 @@ def _to_letters(space: Space, family: Family, tokens: Sequence[Token], common: C
     return build(space, run(family.labels), parents)
 
 
+def _along(family: Family, rank: int, dim: int) -> Family:
+    """Put a family over one dimension along another one; most are of this kind."""
+    return Family(family.labels.reshape([-1 if i == dim else 1 for i in range(rank)]))
+
+
 def _factors(size: int, token: Token, common: Contraction) -> list[int]:
     if size == 1:
         return [1] * max(1, len(token))
@@ -182,6 +191,11 @@ def _factors(size: int, token: Token, common: Contraction) -> list[int]:
 
 def _to_dims(space: Space, family: Family, tokens: Sequence[Token], common: Contraction) -> list[Family]:
     """Move a family from the common index space to the dimensions of an operand or of the output."""
+    if len(family.dims) == 1:
+        letter = common.letters[family.dims[0]]
+        dim, token = next((i, token) for i, token in enumerate(tokens) if letter in token)
+        if all(common.sizes[t] == 1 for t in token if t != letter):
+            return [_along(family, len(tokens), dim)]
     order = [common.letters.index(t) for token in tokens for t in token]
     rest = [i for i in range(len(common.letters)) if i not in order]
 

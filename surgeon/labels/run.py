@@ -102,8 +102,9 @@ class _Old(dict[Attribute, int]):
 
 def _declared(model: nn.Module, ops: Sequence[Op]) -> list[Constraint]:
     found = []
+    modules = dict(model.named_modules())
     for op in ops:
-        module = model.get_submodule(op.module) if op.parameters else None
+        module = modules[op.module] if op.parameters else None
         for name, (side, dim) in _DECLARED.items():
             if module is None or type(vars(module).get(name)) is not int:
                 continue

@@ -281,9 +281,9 @@ def _imbalance(
     bounds: np.ndarray,
 ) -> Reason | None:
     """Check that one step takes equally many cells from every row of every table; else say which op is in the way."""
-    lost = sum(partial[atom[0]] * (len(atom) // steps) for atom in atoms)
-    lost = np.asarray(lost.todense()).ravel()
-    whole = np.asarray(sum(full[atom[0]] for atom in atoms).todense()).ravel() > 0
+    first = [atom[0] for atom in atoms]
+    lost = np.array([len(atom) // steps for atom in atoms]) @ partial[first]
+    whole = np.ones(len(atoms)) @ full[first] > 0
     for i, table in enumerate(solution.tables):
         rows = slice(bounds[i], bounds[i + 1])
         left = lost[rows][~whole[rows]]

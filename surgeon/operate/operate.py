@@ -108,6 +108,11 @@ def _replace(model: nn.Module, new: dict[int, Tensor]) -> None:
 def _copy(model: nn.Module, new: dict[int, Tensor]) -> nn.Module:
     """Deep-copy a model; tensors that shrink are never copied whole."""
     memo: dict[int, Any] = dict(new)
+    for module in model.modules():
+        for value in vars(module).values():
+            # Weights that a hook computes before each call (weight_norm, spectral_norm) can't be deep-copied.
+            if isinstance(value, Tensor) and not value.is_leaf:
+                memo[id(value)] = value.detach().clone()
     try:
         small: nn.Module = copy.deepcopy(model, memo)
     except Exception as error:

@@ -160,8 +160,7 @@ def _ladder(
     weighs as much as all the layers that read it. Its steps are those of LAMP (Lee et al., 2021, eq. 3).
     """
     size = group.size
-    width = graph.step_width(group)
-    multiple = round_to // gcd(round_to, width)
+    multiple = round_to // gcd(round_to, graph.step_width(group)) if round_to > 1 else 1
     most = min(size - max(1, ceil(floor * size - 1e-9)), int(limit * size + 1e-9))
     left = np.arange(size - most, size + 1)[::-1]
     left = left[(left % multiple == 0) | (left == size)]

@@ -159,3 +159,36 @@ def test_keeping_a_module_object_and_its_inputs_only() -> None:
     assert surgeon.prune(model, image(), ratio=0.5, keep=[model.head]).model.head.in_features == 8
     small = surgeon.prune(model, image(), ratio=0.5, scope="local", keep={"in": ["conv1"]}).model
     assert small.conv1.in_channels == 8 and small.conv1.out_channels == 6
+
+
+class Hooked(nn.Module):
+    def __init__(self, norm: Any) -> None:
+        super().__init__()
+        self.first = norm(nn.Conv2d(3, 8, 3))
+        self.last = norm(nn.Conv2d(8, 4, 3))
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.last(torch.relu(self.first(x)))
+
+
+@pytest.mark.parametrize(
+    "norm",
+    [
+        nn.utils.weight_norm,
+        nn.utils.spectral_norm,
+        nn.utils.parametrizations.weight_norm,
+        nn.utils.parametrizations.spectral_norm,
+        nn.utils.parametrizations.orthogonal,
+    ],
+)
+@pytest.mark.filterwarnings("ignore:.*weight_norm.*:FutureWarning")
+def test_computed_weights_are_cut_or_pinned_with_a_reason(norm: Any) -> None:
+    model = Hooked(norm).eval()
+    model(image())
+    try:
+        result = surgeon.prune(model, image(), ratio=0.5)
+    except surgeon.errors.NothingPrunable as error:
+        assert "no rule for" in str(error)
+    else:
+        assert result.model(image()).shape == (2, 4, 2, 2)
+        assert result.report.after.params < result.report.before.params

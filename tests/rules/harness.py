@@ -47,6 +47,9 @@ COVERED: dict[str, list[str]] = {}
 # A hunt for bugs draws more often: SURGEON_EFFORT=50 pytest tests/rules
 EFFORT = int(os.environ.get("SURGEON_EFFORT", "1"))
 
+# To explain which lines ran takes minutes where every line of the package does.
+PHASES = tuple(phase for phase in hypothesis.Phase if phase is not hypothesis.Phase.explain)
+
 Function = Callable[..., Any]
 Dress = Callable[["Square", Tensor], Tensor]
 
@@ -61,8 +64,13 @@ class Square(nn.Module):
         super().__init__()
         self.function = function
         self.dressing: dict[str, Dress] = {}
+        self.notes: list[str] = []
+
+    def extra_repr(self) -> str:
+        return ", ".join(self.notes)
 
     def add(self, name: str, value: Any) -> None:
+        self.notes.append(f"{name} {list(value.shape)}" if isinstance(value, Tensor) else f"{name}={value}")
         if isinstance(value, Tensor) and (value.is_floating_point() or value.is_complex()):
             value = nn.Parameter(value)
         if isinstance(value, Tensor) and not isinstance(value, nn.Parameter):
@@ -97,6 +105,7 @@ def dressed(draw: Any, model: Square, name: str, value: Tensor) -> None:
         model.add(name, value)
         if how == "activation":
             model.dressing[name] = _activation
+            model.notes[-1] += " activation"
         return
     order = draw(st.permutations(range(value.dim()))) if draw(st.booleans()) else list(range(value.dim()))
     at = draw(st.integers(0, value.dim() - 2))
@@ -105,6 +114,7 @@ def dressed(draw: Any, model: Square, name: str, value: Tensor) -> None:
     model.add(f"{name}_rows", stored.shape[at])
     model.add(f"{name}_columns", stored.shape[at + 1])
     model.add(name, stored.flatten(at, at + 1) if how == "joint" else stored)
+    model.notes[-1] += f" {how} at {at}, then permuted {back}"
 
     def dress(module: Square, tensor: Tensor) -> Tensor:
         if how == "folded":
@@ -275,12 +285,13 @@ class Case:
                 dressed(self.draw, model, name, value)
             else:
                 model.add(name, value)
+        hypothesis.note(f"operands {model}, inputs {[list(t.shape) for t in inputs]}")
         trial = recorded(model, tuple(inputs))
         self.outcome.ops |= trial.ops
         if all(dress in (None, _activation) for dress in map(model.dressing.get, operands)):
             self._expect(trial, cut.split(), stays or {})
         units = removal(self.draw, trial.graph)
-        hypothesis.note(f"{trial.graph}, {len(units)} units go")
+        hypothesis.note("\n".join(map(str, trial.graph.groups)) + f"\nunits {units.tolist()} go")
         self.outcome.cut += len(units)
         if len(units):
             commutes(trial, units, values)
@@ -315,7 +326,7 @@ def square(*ops: str, must_cut: bool = True, examples: int = 12) -> Callable[[Ca
         def run(**parameters: Any) -> None:
             outcome = Outcome()
 
-            @hypothesis.settings(max_examples=examples * EFFORT)
+            @hypothesis.settings(max_examples=examples * EFFORT, report_multiple_bugs=False, phases=PHASES)
             @hypothesis.given(case=st.data())
             @functools.wraps(test)
             def draws(case: Any, **given: Any) -> None:
