@@ -144,6 +144,7 @@ def test_model_that_cannot_be_copied() -> None:
     assert surgeon.operate(model, plan, inplace=True) is model
 
 
+@pytest.mark.filterwarnings("ignore:.*torch.jit:DeprecationWarning")
 def test_wrapped_models_are_unwrapped_or_refused() -> None:
     model = Residual()
     for wrapped in (nn.DataParallel(model), torch.compile(model)):

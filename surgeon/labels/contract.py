@@ -9,7 +9,7 @@ from dataclasses import dataclass, field
 from torch import Tensor
 
 from surgeon.labels.family import Extent, Family, Value, bind_leaf, build, extent, fuse, make_solid, project
-from surgeon.labels.meet import Frame, meet
+from surgeon.labels.meet import Frame, distinct, meet
 from surgeon.labels.notation import Notation, Token
 from surgeon.labels.space import Space
 
@@ -148,9 +148,8 @@ def _write_back(space: Space, operand: Operand, frame: Frame, common: Contractio
         return
     value.unbound.clear()
     old = {f.dims for f in value.families}
-    for family in frame.families:
-        new = _to_dims(space, family, operand.tokens, common)
-        value.families.extend(f for f in new if f.dims not in old)
+    taken = [f for family in frame.families for f in _to_dims(space, family, operand.tokens, common)]
+    value.families.extend(fuse(space, [f for f in taken if f.dims not in old]))
 
 
 def _to_letters(space: Space, family: Family, tokens: Sequence[Token], common: Contraction) -> list[Family]:
@@ -215,12 +214,3 @@ def _to_dims(space: Space, family: Family, tokens: Sequence[Token], common: Cont
 
     parents = [Family(run(p.labels)) for p in family.parents]
     return build(space, run(family.labels), parents)
-
-
-def distinct(families: Sequence[Family]) -> list[Family]:
-    """Drop what others imply: after a meeting, a family along a subset of another's dimensions."""
-    kept: list[Family] = []
-    for family in sorted(families, key=lambda f: -len(f.dims)):
-        if not any(set(family.dims) <= set(other.dims) for other in kept):
-            kept.append(family)
-    return kept

@@ -201,11 +201,12 @@ def make_solid(space: Space, value: Value, dim: int, reason: str) -> None:
 
 def fix(space: Space, family: Family, dim: int, reason: str) -> None:
     """Pin a family along one of its dimensions."""
-    row = prefix(family, dim)
-    if len(row.dims) == 1:
-        space.pin(row.labels, reason)
+    cells = prefix(family, dim)
+    rows = family.ancestor(cells.dims[:-1]) if len(cells.dims) > 1 else None
+    if rows is None:
+        space.pin(cells.labels, reason)
     else:
-        space.bind(row.labels, reason)
+        space.unify(cells.labels, rows.labels)
 
 
 def pin_value(space: Space, value: Value, reason: str) -> None:

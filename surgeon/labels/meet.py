@@ -42,12 +42,12 @@ def meet(space: Space, frames: Sequence[Frame]) -> list[Family]:
 
 def adopt(space: Space, known: Frame, leaf: Frame) -> None:
     """Give the unbound dimensions of an unused parameter the labels that it meets there."""
-    for dim in sorted(leaf.unbound & known.present):
-        leaf.unbound.discard(dim)
-        for family in known.along(dim):
-            taken = project(space, family, leaf.present)
-            if taken is not None and all(taken.dims != f.dims for f in leaf.families):
-                leaf.families.append(taken)
+    new = leaf.unbound & known.present
+    met = [f for f in known.families if set(f.dims) & new]
+    taken = [f for family in met if (f := project(space, family, leaf.present)) is not None]
+    own = {f.dims for f in leaf.families}
+    leaf.families.extend(f for f in distinct(taken) if f.dims not in own)
+    leaf.unbound -= new
 
 
 def _meet(space: Space, a: Frame, b: Frame) -> Frame:
@@ -91,3 +91,12 @@ def _strongest(ours: list[Family], theirs: list[Family]) -> list[Family]:
 
     added = [f for f in theirs if not implied(f, ours, strictly=False)]
     return [f for f in ours if not implied(f, added, strictly=True)] + added
+
+
+def distinct(families: Sequence[Family]) -> list[Family]:
+    """Drop what others imply: after a meeting, a family along a subset of another's dimensions."""
+    kept: list[Family] = []
+    for family in sorted(families, key=lambda f: -len(f.dims)):
+        if not any(set(family.dims) <= set(other.dims) for other in kept):
+            kept.append(family)
+    return kept

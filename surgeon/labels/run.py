@@ -7,6 +7,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+import torch
 from torch import Tensor, nn
 
 from surgeon.errors import SurgeonError, TraceError, UnknownLayer
@@ -14,6 +15,7 @@ from surgeon.labels.family import Extent, extent
 from surgeon.labels.flow import Flow, Op
 from surgeon.labels.rules import RULES
 from surgeon.labels.sizes import Constraint
+from surgeon.labels.space import Space
 from surgeon.modules import as_arguments
 from surgeon.trace import Attribute, Width, evaluate, record
 from surgeon.trace.integers import Ledger
@@ -29,6 +31,9 @@ _DECLARED: dict[str, tuple[str, int]] = {
     "num_channels": ("operand", 1),
     "embedding_dim": ("result", -1),
 }
+
+
+_DECLARING = ("conv", "linear", "batch_norm", "group_norm", "instance_norm", "embedding")
 
 
 @dataclass(eq=False)
@@ -58,11 +63,37 @@ def run(model: nn.Module, example_inputs: Any, keep: Iterable[Any] = ()) -> Run:
     main, outputs = len(flow.ops), set(flow.outputs)
     entries = _auxiliary(model, example_inputs, flow, calls, entries)
     _keep(model, flow, keep)
-    constraints = _constraints(flow, entries) + _declared(model, flow.ops[:main])
-    auxiliary = _declared(model, flow.ops[main:])
+    constraints = _constraints(flow, entries) + _declared(model, flow.ops)
+    tie_widths(flow.space, constraints)
     del flow.ops[main:]
     flow.outputs = outputs
-    return Run(flow, constraints + auxiliary, calls)
+    return Run(flow, constraints, calls)
+
+
+def tie_widths(space: Space, constraints: Sequence[Constraint]) -> None:
+    """Widths that the model takes for the same number have to shrink by the same number.
+
+    ``x.reshape(b, t, c)`` with ``c`` read off another tensor, or two layers sized by one attribute: the labels of all
+    these widths become rows of one table.
+    """
+    equal: dict[Any, list[Width]] = {}
+    for constraint in (c for c in constraints if c.equation):
+        sides = (constraint.left, constraint.right)
+        widths = [side for side in sides if isinstance(side, Width)]
+        keys = [side for side in sides if isinstance(side, Attribute)] or [id(constraint)]
+        if len(widths) + len(keys) == 2 + (not isinstance(keys[0], Attribute)):
+            equal.setdefault(keys[0], []).extend(widths)
+    for same in equal.values():
+        rows = {row.numpy().tobytes(): row for width in same for row in _rows(width.source)}
+        if len(rows) > 1 and len({len(row) for row in rows.values()}) == 1:
+            space.balance(torch.stack(list(rows.values())))
+
+
+def _rows(width: Extent) -> list[Tensor]:
+    """Return the labels that a width counts, row by row where it is the width of every row."""
+    if width.rows is None:
+        return [width.labels.reshape(-1).sort().values]
+    return list(width.labels.reshape(width.rows.numel(), -1))
 
 
 def _auxiliary(model: nn.Module, example_inputs: Any, flow: Flow, calls: int, entries: Ledger) -> Ledger:
@@ -74,7 +105,7 @@ def _auxiliary(model: nn.Module, example_inputs: Any, flow: Flow, calls: int, en
     except SurgeonError:
         return entries
     flow.take(output)
-    return Ledger(entries.equations + more.equations, entries.escapes + more.escapes)
+    return Ledger(entries.comparisons + more.comparisons, entries.escapes + more.escapes)
 
 
 def _constraints(flow: Flow, entries: Ledger) -> list[Constraint]:
@@ -82,8 +113,8 @@ def _constraints(flow: Flow, entries: Ledger) -> list[Constraint]:
     for use in flow.sizes_used:
         right = Width(use.extent, use.extent.size) if isinstance(use.extent, Extent) else use.extent
         found.append(Constraint(use.expression, right, use.at, use.what))
-    for equation in entries.equations:
-        found.append(Constraint(equation.left, equation.right, -1, f"compared at {equation.source}"))
+    for c in entries.comparisons:
+        found.append(Constraint(c.left, c.right, -1, f"compared at {c.source}", c.relation, c.outcome))
     for expression, source in entries.escapes:
         value = _old_value(expression)
         if value is not None:
@@ -104,9 +135,9 @@ def _declared(model: nn.Module, ops: Sequence[Op]) -> list[Constraint]:
     found = []
     modules = dict(model.named_modules())
     for op in ops:
-        module = modules[op.module] if op.parameters else None
+        module = modules[op.module]
         for name, (side, dim) in _DECLARED.items():
-            if module is None or type(vars(module).get(name)) is not int:
+            if not op.name.startswith(_DECLARING) or type(vars(module).get(name)) is not int:
                 continue
             shape = op.operands[0] if side == "operand" else op.results[0]
             if shape is None or not shape[0]:

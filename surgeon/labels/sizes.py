@@ -12,22 +12,31 @@ from dataclasses import dataclass
 from functools import cached_property
 
 from surgeon.trace import Attribute, Expression, Width, evaluate, solve
-from surgeon.trace.integers import leaves
+from surgeon.trace.integers import RELATIONS, leaves
 
 WidthOf = Callable[[Width], "int | None"]
 
 
 @dataclass(frozen=True, eq=False)
 class Constraint:
-    """``left`` and ``right`` have to be equal after the cut; ``at`` is the call that says so."""
+    """``left`` and ``right`` have to be equal after the cut; ``at`` is the call that says so.
+
+    With another ``relation`` or ``outcome``, the comparison has to come out as it did.
+    """
 
     left: Expression
     right: Expression
     at: int
     what: str
+    relation: str = "=="
+    outcome: bool = True
 
     def __str__(self) -> str:
-        return f"{self.what}: {self.left} = {self.right}"
+        return f"{self.what}: {'' if self.outcome else 'not '}{self.left} {self.relation} {self.right}"
+
+    @property
+    def equation(self) -> bool:
+        return (self.relation, self.outcome) in (("==", True), ("!=", False))
 
     @cached_property
     def attributes(self) -> frozenset[Attribute]:
@@ -54,7 +63,7 @@ def settle(constraints: Sequence[Constraint], width: WidthOf, old: Mapping[Attri
     reachable through another, in practice two passes.
     """
     known: dict[Attribute, int] = {}
-    waiting = [c for c in constraints if c.attributes]
+    waiting = [c for c in constraints if c.attributes and c.equation]
     while waiting:
         left = [c for c in waiting if not _solve(c, known, width)]
         if len(left) == len(waiting):
@@ -82,7 +91,9 @@ def _solve(constraint: Constraint, known: dict[Attribute, int], width: WidthOf) 
 
 def _holds(constraint: Constraint, values: Mapping[Attribute, int], width: WidthOf) -> bool:
     left, right = (evaluate(side, values, width) for side in (constraint.left, constraint.right))
-    return left is not None and left == right
+    if left is None or right is None:
+        return False
+    return RELATIONS[constraint.relation](left, right) is constraint.outcome
 
 
 class Index:

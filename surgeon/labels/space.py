@@ -1,11 +1,12 @@
 """Labels and what is known about them. No op names here.
 
 A label is an integer given to positions of tensors. Label 0 always survives. The space collects
-five kinds of facts while a model runs; ``surgeon.labels.units`` solves them afterwards:
+six kinds of facts while a model runs; ``surgeon.labels.units`` solves them afterwards:
 
     unify(a, b)            a[i] and b[i] are the same label
     split(cells)           rows of a table get parents: a row's cells die with it, and surviving rows keep equally many cells
     project(cells)         columns of a table get parents: a cell lives iff its row and its column live
+    balance(cells)         surviving rows of a table keep equally many cells
     pin(labels, reason)    these never die
     bind(labels, reason)   these die only when a parent does
 """
@@ -34,15 +35,18 @@ class Reason:
 
 @dataclass(frozen=True, eq=False)
 class Implication:
-    """``child[i]`` dies when ``parent[i]`` dies; a parent whose every child is dead is dead.
-
-    With ``rows`` set, the children form a table of that many rows, and every surviving row keeps the same
-    number of them.
-    """
+    """``child[i]`` dies when ``parent[i]`` dies; a parent whose every child is dead is dead."""
 
     child: np.ndarray
     parent: np.ndarray
-    rows: int
+    at: int
+
+
+@dataclass(frozen=True, eq=False)
+class Table:
+    """Every surviving row of ``cells [rows, columns]`` keeps the same number of them."""
+
+    cells: np.ndarray
     at: int
 
 
@@ -54,6 +58,7 @@ class Space:
         self.at = -1
         self.equalities: list[tuple[np.ndarray, np.ndarray, int]] = []
         self.implications: list[Implication] = []
+        self.tables: list[Table] = []
         self.pins: list[tuple[np.ndarray, Reason]] = []
         self.bound: list[tuple[np.ndarray, Reason]] = []
 
@@ -76,7 +81,8 @@ class Space:
     def split(self, cells: Tensor) -> Tensor:
         """Give parents to the rows of a table ``cells [rows, columns]``; returns ``[rows]``."""
         parents = self.fresh(cells.shape[0])
-        self._imply(cells, parents, rows=cells.shape[0])
+        self._imply(cells, parents)
+        self.balance(cells)
         return parents
 
     def project(self, cells: Tensor) -> Tensor:
@@ -85,7 +91,7 @@ class Space:
         A cell is now the meeting of its row and its column and no longer dies alone.
         """
         parents = self.fresh(cells.shape[0])
-        self._imply(cells, parents, rows=0)
+        self._imply(cells, parents)
         self.bind(cells, "the same column of every row goes together")
         return parents
 
@@ -94,7 +100,7 @@ class Space:
         a, b = torch.broadcast_tensors(a, b)
         both = self.fresh(*a.shape)
         for side in (a, b):
-            self.implications.append(Implication(flat(both), flat(side), 0, self.at))
+            self.implications.append(Implication(flat(both), flat(side), self.at))
         self.bind(both, "lives where two dimensions meet")
         return both
 
@@ -106,9 +112,13 @@ class Space:
         """These labels die only together with a parent."""
         self.bound.append((flat(labels), Reason(reason, self.at)))
 
-    def _imply(self, cells: Tensor, parents: Tensor, rows: int) -> None:
+    def balance(self, cells: Tensor) -> None:
+        """Surviving rows of ``cells [rows, columns]`` keep equally many of them."""
+        self.tables.append(Table(flat(cells).reshape(cells.shape), self.at))
+
+    def _imply(self, cells: Tensor, parents: Tensor) -> None:
         parent = parents[:, None].expand(cells.shape)
-        self.implications.append(Implication(flat(cells), flat(parent), rows, self.at))
+        self.implications.append(Implication(flat(cells), flat(parent), self.at))
 
 
 def flat(labels: Tensor) -> np.ndarray:

@@ -15,7 +15,7 @@ import numpy as np
 from scipy import sparse
 from scipy.sparse.csgraph import connected_components
 
-from surgeon.labels.space import ALWAYS, Implication, Reason, Space
+from surgeon.labels.space import ALWAYS, Reason, Space, Table
 
 
 @dataclass(frozen=True, eq=False)
@@ -31,7 +31,7 @@ class Solution:
     closure: sparse.csr_matrix
     pinned: np.ndarray
     reasons: tuple[Reason, ...]
-    tables: tuple[Implication, ...]
+    tables: tuple[Table, ...]
 
     @property
     def classes(self) -> int:
@@ -57,7 +57,6 @@ def solve(space: Space) -> Solution:
         reason = max(pinned[members])
         pinned[members[pinned[members] < 0]] = reason
     free = np.setdiff1d(np.arange(closure.shape[0]), blocked_rows)
-    tables = tuple(i for i in space.implications if i.rows)
     reached = np.zeros(count, bool)
     reached[closure[free].indices] = True
     for labels, reason in space.bound:
@@ -66,7 +65,7 @@ def solve(space: Space) -> Solution:
         if len(stuck):
             reasons.append(reason)
             pinned[stuck] = len(reasons) - 1
-    return Solution(class_of, closure[free], pinned, tuple(reasons), tables)
+    return Solution(class_of, closure[free], pinned, tuple(reasons), tuple(space.tables))
 
 
 def _components(space: Space) -> tuple[np.ndarray, int]:
@@ -81,7 +80,7 @@ def _components(space: Space) -> tuple[np.ndarray, int]:
 
 
 def _pins(space: Space, class_of: np.ndarray, count: int) -> tuple[np.ndarray, list[Reason]]:
-    reasons = [Reason("solid")]
+    reasons = [Reason("joined with positions that stay")]
     pinned = np.full(count, -1)
     pinned[class_of[ALWAYS]] = 0
     for labels, reason in space.pins:
@@ -213,10 +212,10 @@ def _table_rows(solution: Solution) -> tuple[sparse.csr_matrix, np.ndarray]:
     """Return the rows of all tables as counts ``[rows, classes]`` and where each table's rows start."""
     row_ids, columns, bounds = [], [], [0]
     for table in solution.tables:
-        cells = solution.class_of[table.child].reshape(table.rows, -1)
-        row_ids.append(np.repeat(np.arange(table.rows) + bounds[-1], cells.shape[1]))
+        cells = solution.class_of[table.cells]
+        row_ids.append(np.repeat(np.arange(len(cells)) + bounds[-1], cells.shape[1]))
         columns.append(cells.ravel())
-        bounds.append(bounds[-1] + table.rows)
+        bounds.append(bounds[-1] + len(cells))
     shape = (bounds[-1], solution.classes)
     if not row_ids:
         return sparse.csr_matrix(shape, dtype=np.int32), np.array(bounds)

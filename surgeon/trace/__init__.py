@@ -1,13 +1,13 @@
 """Record one forward pass: calls, module paths, source lines, and where each size came from."""
 
-from surgeon.trace.integers import Arithmetic, Attribute, Equation, Expression, Tracked, Width, evaluate, solve
+from surgeon.trace.integers import Arithmetic, Attribute, Comparison, Expression, Tracked, Width, evaluate, solve
 from surgeon.trace.recorder import Call, Listener, record
 
 __all__ = [
     "Arithmetic",
     "Attribute",
     "Call",
-    "Equation",
+    "Comparison",
     "Expression",
     "Listener",
     "Tracked",

@@ -62,15 +62,26 @@ class Arithmetic:
         return f"({self.left} {self.operator} {self.right})"
 
 
+RELATIONS: dict[str, Callable[[int, int], bool]] = {
+    "==": operator.eq,
+    "!=": operator.ne,
+    "<": operator.lt,
+    "<=": operator.le,
+    ">": operator.gt,
+    ">=": operator.ge,
+}
+
 Expression = Union[int, Attribute, Width, Arithmetic]
 
 
 @dataclass(frozen=True)
-class Equation:
-    """Two sizes that the model compared and found equal: they must stay equal."""
+class Comparison:
+    """Two sizes that the model compared: what follows depends on the outcome, which must stay the same."""
 
     left: Expression
+    relation: str
     right: Expression
+    outcome: bool
     source: str
 
 
@@ -78,7 +89,7 @@ class Equation:
 class Ledger:
     """What happened to tracked integers besides being used as sizes."""
 
-    equations: list[Equation] = field(default_factory=list)
+    comparisons: list[Comparison] = field(default_factory=list)
     escapes: list[tuple[Expression, str]] = field(default_factory=list)
     where: Callable[[], str] = lambda: "?"
 
@@ -111,17 +122,6 @@ class Tracked(int):
         self.expression = source
         return self
 
-    def __eq__(self, other: object) -> bool:
-        same = int.__eq__(self, other)  # type: ignore[arg-type]
-        entries = _ledger.get()
-        if same is True and entries is not None and isinstance(other, Tracked):
-            entries.equations.append(Equation(self.expression, other.expression, entries.where()))
-        return same
-
-    def __ne__(self, other: object) -> bool:
-        same = self.__eq__(other)
-        return same if same is NotImplemented else not same
-
     __hash__ = int.__hash__
 
     def __reduce__(self) -> tuple[Any, ...]:
@@ -144,6 +144,19 @@ def _arithmetic(symbol: str, method: str, reflected: bool) -> Callable[[Tracked,
     return apply
 
 
+def _comparison(symbol: str, method: str) -> Callable[[Tracked, Any], Any]:
+    compute = getattr(int, method)
+
+    def apply(self: Tracked, other: Any) -> Any:
+        outcome, entries = compute(self, other), _ledger.get()
+        if entries is not None and isinstance(outcome, bool) and isinstance(other, int):
+            comparison = Comparison(self.expression, symbol, expression(other), outcome, entries.where())
+            entries.comparisons.append(comparison)
+        return outcome
+
+    return apply
+
+
 def _escape(method: str) -> Callable[..., Any]:
     compute = getattr(int, method)
 
@@ -159,6 +172,8 @@ def _escape(method: str) -> Callable[..., Any]:
 for _symbol, _name in (("+", "add"), ("-", "sub"), ("*", "mul"), ("//", "floordiv"), ("%", "mod")):
     setattr(Tracked, f"__{_name}__", _arithmetic(_symbol, f"__{_name}__", reflected=False))
     setattr(Tracked, f"__r{_name}__", _arithmetic(_symbol, f"__r{_name}__", reflected=True))
+for _symbol, _name in (("==", "eq"), ("!=", "ne"), ("<", "lt"), ("<=", "le"), (">", "gt"), (">=", "ge")):
+    setattr(Tracked, f"__{_name}__", _comparison(_symbol, f"__{_name}__"))
 for _name in ("truediv", "rtruediv", "pow", "rpow", "float"):
     setattr(Tracked, f"__{_name}__", _escape(f"__{_name}__"))
 

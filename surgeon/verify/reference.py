@@ -181,6 +181,13 @@ def _group_norm(func: Any, x: Tensor, keep: Tensor, args: tuple[Any, ...], kwarg
     return _affine(scaled, use(kwargs, args, 2, "weight"), use(kwargs, args, 3, "bias"), shape)
 
 
+def _batch_norm(func: Any, x: Tensor, keep: Tensor, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Tensor:
+    mean, variance = moments(x, keep, [d for d in range(x.dim()) if d != 1])
+    scaled = (x - mean) / (variance + use(kwargs, args, 7, "eps", 1e-5)).sqrt()
+    shape = [1, x.shape[1]] + [1] * (x.dim() - 2)
+    return _affine(scaled, use(kwargs, args, 1, "weight"), use(kwargs, args, 2, "bias"), shape)
+
+
 def _softmax(func: Any, x: Tensor, keep: Tensor, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Tensor:
     filled = torch.where(keep, x, torch.full_like(x, float("-inf")))
     # A row with no survivor belongs to a position that is cut along another dimension.
@@ -201,6 +208,7 @@ STATISTICS: dict[str, Statistic] = {
     "layer_norm": _layer_norm,
     "rms_norm": _rms_norm,
     "group_norm": _group_norm,
+    "batch_norm": _batch_norm,
     "softmax": _softmax,
     "log_softmax": _filled(float("-inf")),
 }

@@ -188,7 +188,7 @@ def test_computed_weights_are_cut_or_pinned_with_a_reason(norm: Any) -> None:
     try:
         result = surgeon.prune(model, image(), ratio=0.5)
     except surgeon.errors.NothingPrunable as error:
-        assert "no rule for" in str(error)
+        assert "parametrizations.weight" in str(error)
     else:
         assert result.model(image()).shape == (2, 4, 2, 2)
         assert result.report.after.params < result.report.before.params

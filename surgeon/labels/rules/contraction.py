@@ -35,7 +35,6 @@ LINES: dict[str, str] = {
     "baddbmm": "input[b m n] batch1[b m k] batch2[b k n] -> b m n",
     "addbmm": "input[m n] batch1[b m k] batch2[b k n] -> m n",
     "bilinear": "input1[... i] input2[... j] weight[o i j] bias[o] -> ... o",
-    "batch_norm": "input[n c ...] weight[c] bias[c] running_mean[c] running_var[c] -> n c ...",
     "instance_norm": "input[n c *] weight[c] bias[c] running_mean[c] running_var[c] -> n c *",
     "group_norm": "input[n (g c) *] num_groups=g weight[(g c)] bias[(g c)] -> n (g c) * over c",
     "prelu": "input[n c ...] weight[c] -> n c ...",
@@ -140,6 +139,14 @@ def layer_norm(flow: Flow, call: Call) -> None:
         flow.size(size, flow.extent(result, len(result.shape) - len(shape) + i), f"normalized_shape of {call.name}")
 
 
+def batch_norm(flow: Flow, call: Call) -> None:
+    """In training mode, and where it keeps no running statistics, batch norm takes them from its input."""
+    own = bool(call.argument(5, "training")) or call.argument(3, "running_mean") is None
+    over = " over n ..." if own else ""
+    line = f"input[n c ...] weight[c] bias[c] running_mean[c] running_var[c] -> n c ...{over}"
+    run_line(flow, call, parse(line))
+
+
 def embedding(flow: Flow, call: Call) -> None:
     weight = call.argument(0, "weight")
     if call.func.__module__ == "torch.nn.functional":
@@ -163,6 +170,8 @@ def attention(flow: Flow, call: Call) -> None:
             value = flow.value(tensor)
             for family in value.along(len(value.shape) - 1):
                 fix(flow.space, family, len(value.shape) - 1, "the softmax scale 1/sqrt(width) is implicit")
+    for tensor in (call.argument(1, "key"), call.argument(2, "value")):
+        flow.solid(tensor, [-2], "attention normalises over these positions")
     run_line(flow, call, parse("query[... l d] key[... s d] value[... s v] attn_mask[... l s] -> ... l v"))
 
 
@@ -170,6 +179,7 @@ RULES: dict[str, Callable[[Flow, Call], None]] = {
     **{name: line(text) for name, text in LINES.items()},
     "matmul": matmul,
     "einsum": einsum,
+    "batch_norm": batch_norm,
     "layer_norm": layer_norm,
     "rms_norm": layer_norm,
     "embedding": embedding,

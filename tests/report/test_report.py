@@ -1,0 +1,66 @@
+"""The report's numbers are the model's own, and fvcore's."""
+
+from __future__ import annotations
+
+import json
+
+import pytest
+import torch
+from fvcore.nn import FlopCountAnalysis
+
+import surgeon
+from tests.nets import Residual, image
+
+
+@pytest.fixture(scope="module")
+def result() -> surgeon.Result:
+    return surgeon.prune(Residual(), image(), ratio=0.5, scope="local")
+
+
+def test_totals_are_counted_not_predicted(result: surgeon.Result) -> None:
+    report, small = result.report, result.model
+    counted = FlopCountAnalysis(small.eval(), image()).unsupported_ops_warnings(False)
+    assert report.after.flops == counted.total()
+    assert report.after.params == sum(p.numel() for p in small.parameters())
+    assert report.after.bytes == sum(t.numel() * t.element_size() for t in small.state_dict().values())
+    assert report.compression_ratio == report.before.params / report.after.params > 1
+    assert report.theoretical_speedup == report.before.flops / report.after.flops > 1
+
+
+def test_layers_add_up(result: surgeon.Result) -> None:
+    rows = {row.name: row for row in result.report.layers}
+    assert rows["conv1"].shape == ((12, 8, 3, 3), (6, 4, 3, 3))
+    assert rows["conv1"].share_cut == pytest.approx(0.75)
+    assert rows["conv1"].flops == (2 * 36 * 12 * 8 * 9, 2 * 36 * 6 * 4 * 9)
+    for side in (0, 1):
+        total = (result.report.before, result.report.after)[side]
+        assert sum(row.params[side] for row in rows.values()) == total.params
+        assert sum(row.flops[side] for row in rows.values()) == pytest.approx(total.flops)
+
+
+def test_non_zero_weights_are_counted_apart(result: surgeon.Result) -> None:
+    small = result.model
+    dense = surgeon.compare(small, small, image())
+    with torch.no_grad():
+        kept = small.conv1.weight.clone()
+        small.conv1.weight[0] = 0
+        sparse = surgeon.compare(small, small, image())
+        small.conv1.weight.copy_(kept)
+    assert sparse.after.nonzero_params == dense.after.nonzero_params - 36
+    assert sparse.after.nonzero_flops == pytest.approx(dense.after.nonzero_flops - 2 * 36 * 36)
+    assert sparse.after.flops == dense.after.flops
+
+
+def test_text_and_json(result: surgeon.Result) -> None:
+    text = str(result.report)
+    assert "conv1" in text and "12x8x3x3 -> 6x4x3x3" in text and "theoretical speed-up" in text
+    assert max(map(len, text.splitlines())) <= 100
+    data = json.loads(result.report.to_json())
+    assert data["after"]["params"] == result.report.after.params
+    assert data["compression_ratio"] == result.report.compression_ratio
+
+
+def test_proof_agrees_with_the_plan(result: surgeon.Result) -> None:
+    proof = result.proof
+    assert proof is not None and proof.flops[:2] == proof.flops[2:] == result.plan.totals["flops"]
+    assert proof.params[0] == proof.params[1] and "masked original = small model" in str(proof)
