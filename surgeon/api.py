@@ -71,8 +71,8 @@ def prune(
     criterion : a name such as "l1", or a callable ``(graph, group) -> Tensor[units]``
     keep : layers to leave as they are
     check : prove the result against the masked original
-    budget : ``flops``, ``params`` (what may remain), ``ratio`` (what goes), ``scope``, ``round_to``, ``floor``, ``groups``:
-        see ``plan``
+    budget : ``flops``, ``params`` (what may remain), ``ratio`` (what goes), ``scope``, ``round_to``, ``floor``,
+        ``groups``: see ``plan``
 
     Raises
     ------

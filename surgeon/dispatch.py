@@ -70,7 +70,7 @@ _BINARY = {"add", "sub", "mul", "div", "truediv", "floordiv", "mod", "pow", "and
 
 
 def op_name(func: Any) -> str:
-    """Return the table name of a torch function: ``conv2d``, ``getitem``, ``add`` (for ``add_``, ``+=`` and ``__radd__``)."""
+    """Return the table name of a torch function: ``conv2d``, ``getitem``, ``add`` (``add_``, ``+=``, ``__radd__``)."""
     name = getattr(func, "__name__", None) or str(func)
     if name == "__get__":
         return str(getattr(func.__self__, "__name__", "attribute"))

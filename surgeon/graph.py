@@ -277,7 +277,8 @@ class DependencyGraph:
     def __str__(self) -> str:
         pinned = len(self.groups) - len(self.free)
         units = sum(g.size for g in self.free)
-        return f"DependencyGraph({len(self.nodes)} ops, {len(self.free)} free groups of {units} units, {pinned} pinned groups)"
+        free = f"{len(self.free)} free groups of {units} units"
+        return f"DependencyGraph({len(self.nodes)} ops, {free}, {pinned} pinned groups)"
 
     __repr__ = __str__
 
@@ -290,7 +291,7 @@ class DependencyGraph:
     def tensor(self, name: str) -> Tensor:
         """Return a parameter or buffer by name."""
         owner, _, leaf = name.rpartition(".")
-        return getattr(self.model.get_submodule(owner), leaf)  # type: ignore[no-any-return]
+        return getattr(self.model.get_submodule(owner), leaf)
 
     def nesting(self) -> tuple[set[str], set[str]]:
         """Return the groups whose units take units of other groups along (rows), and those others (columns)."""

@@ -124,7 +124,11 @@ def test_unknown_criterion_and_wrong_scores() -> None:
 
 def test_plan_for_another_model_names_the_tensor() -> None:
     plan = surgeon.prune(Residual(), image(), ratio=0.5).plan
-    for other, name in ((Residual(width=10), "stem.weight"), (Perceptron(), "stem.weight"), (Residual(inner=9), "conv1")):
+    for other, name in (
+        (Residual(width=10), "stem.weight"),
+        (Perceptron(), "stem.weight"),
+        (Residual(inner=9), "conv1"),
+    ):
         before = copy.deepcopy(other.state_dict())
         with pytest.raises(errors.PlanMismatch, match=name):
             surgeon.operate(other, plan, inplace=True)

@@ -30,7 +30,11 @@ def ours(graph: DependencyGraph, unit: int) -> Coupled:
 
 
 def theirs(dependencies: object, names: dict[nn.Module, str], layer: nn.Module, channel: int) -> Coupled:
-    out = torch_pruning.prune_linear_out_channels if isinstance(layer, nn.Linear) else torch_pruning.prune_conv_out_channels
+    out = (
+        torch_pruning.prune_linear_out_channels
+        if isinstance(layer, nn.Linear)
+        else torch_pruning.prune_conv_out_channels
+    )
     found: Coupled = set()
     for dependency, channels in dependencies.get_pruning_group(layer, out, idxs=[channel]):  # type: ignore[attr-defined]
         side = SIDES[dependency.handler.__name__]
@@ -42,7 +46,8 @@ def theirs(dependencies: object, names: dict[nn.Module, str], layer: nn.Module, 
 
 
 @pytest.mark.parametrize(
-    "name", ["alexnet", "vgg16_bn", "resnet18", "resnet50", "densenet121", "mobilenet_v2", "squeezenet1_0", "mnasnet0_5"]
+    "name",
+    ["alexnet", "vgg16_bn", "resnet18", "resnet50", "densenet121", "mobilenet_v2", "squeezenet1_0", "mnasnet0_5"],
 )
 def test_coupled_channels_agree(name: str) -> None:
     model, inputs = network(name, torch.float32)

@@ -195,18 +195,26 @@ def prefix(family: Family, dim: int) -> Family:
 def make_solid(space: Space, value: Value, dim: int, reason: str) -> None:
     """A dimension may not shrink: rows may still go as a whole, single positions along it may not."""
     value.unbound.discard(dim)
-    for family in value.along(dim):
-        fix(space, family, dim, reason)
+    left = fix_all(space, value.families, dim, reason)
+    if value.leaf is None:  # what a parameter's labels are pinned for is asked about later
+        value.families = left
 
 
-def fix(space: Space, family: Family, dim: int, reason: str) -> None:
-    """Pin a family along one of its dimensions."""
+def fix_all(space: Space, families: Sequence[Family], dim: int, reason: str) -> list[Family]:
+    """Make families solid along a dimension; returns those that still say something."""
+    left = (fix(space, f, dim, reason) if dim in f.dims else f for f in families)
+    return [f for f in left if f is not None]
+
+
+def fix(space: Space, family: Family, dim: int, reason: str) -> Family | None:
+    """Make a family solid along one of its dimensions; returns what is left of it: its rows, or nothing."""
     cells = prefix(family, dim)
     rows = family.ancestor(cells.dims[:-1]) if len(cells.dims) > 1 else None
     if rows is None:
         space.pin(cells.labels, reason)
     else:
         space.unify(cells.labels, rows.labels)
+    return rows if dim == family.dims[-1] else family
 
 
 def pin_value(space: Space, value: Value, reason: str) -> None:

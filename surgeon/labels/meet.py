@@ -10,7 +10,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 
-from surgeon.labels.family import Family, fix, project
+from surgeon.labels.family import Family, fix_all, project
 from surgeon.labels.space import Space
 
 
@@ -56,22 +56,27 @@ def _meet(space: Space, a: Frame, b: Frame) -> Frame:
         _unify(space, f, g)
     matched = {d for f, _ in pairs for d in f.dims}
     for dim in sorted((a.present & b.present) - matched):
-        _meet_along(space, a, b, dim)
+        a, b = _meet_along(space, a, b, dim)
     sizes = tuple(max(s, t) for s, t in zip(a.sizes, b.sizes))
     return Frame(sizes, _strongest(a.families, b.families), solid_because=a.solid_because or b.solid_because)
 
 
-def _meet_along(space: Space, a: Frame, b: Frame, dim: int) -> None:
+def _meet_along(space: Space, a: Frame, b: Frame, dim: int) -> tuple[Frame, Frame]:
     ours, theirs = a.along(dim), b.along(dim)
     if not ours or not theirs:
-        solid = b if ours else a
-        for family in ours or theirs:
-            fix(space, family, dim, solid.solid_because or "meets a dimension that can't shrink")
-        return
+        return _stiffened(space, a, b, dim), _stiffened(space, b, a, dim)
     anchor, *others = (project(space, family, [dim]) for family in (*ours, *theirs))
     for other in others:
         if anchor is not None and other is not None:
             _unify(space, anchor, other)
+    return a, b
+
+
+def _stiffened(space: Space, frame: Frame, solid: Frame, dim: int) -> Frame:
+    """Return a frame made solid along a dimension where it meets a solid one."""
+    because = solid.solid_because or "meets a dimension that can't shrink"
+    families = fix_all(space, frame.families, dim, because)
+    return Frame(frame.sizes, families, frame.unbound, frame.solid_because)
 
 
 def _unify(space: Space, a: Family, b: Family) -> None:

@@ -80,9 +80,9 @@ def tie_widths(space: Space, constraints: Sequence[Constraint]) -> None:
     for constraint in (c for c in constraints if c.equation):
         sides = (constraint.left, constraint.right)
         widths = [side for side in sides if isinstance(side, Width)]
-        keys = [side for side in sides if isinstance(side, Attribute)] or [id(constraint)]
-        if len(widths) + len(keys) == 2 + (not isinstance(keys[0], Attribute)):
-            equal.setdefault(keys[0], []).extend(widths)
+        attributes = [side for side in sides if isinstance(side, Attribute)]
+        if len(widths) + len(attributes) == 2:
+            equal.setdefault(attributes[0] if attributes else id(constraint), []).extend(widths)
     for same in equal.values():
         rows = {row.numpy().tobytes(): row for width in same for row in _rows(width.source)}
         if len(rows) > 1 and len({len(row) for row in rows.values()}) == 1:

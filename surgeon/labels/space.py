@@ -4,7 +4,7 @@ A label is an integer given to positions of tensors. Label 0 always survives. Th
 six kinds of facts while a model runs; ``surgeon.labels.units`` solves them afterwards:
 
     unify(a, b)            a[i] and b[i] are the same label
-    split(cells)           rows of a table get parents: a row's cells die with it, and surviving rows keep equally many cells
+    split(cells)           rows of a table get parents: a row's cells die with it, and the table is balanced
     project(cells)         columns of a table get parents: a cell lives iff its row and its column live
     balance(cells)         surviving rows of a table keep equally many cells
     pin(labels, reason)    these never die

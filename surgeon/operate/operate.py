@@ -53,7 +53,8 @@ def _check(model: nn.Module, plan: Plan) -> None:
             raise PlanMismatch(f"the plan is for another architecture: this model has no tensor {name!r}")
         if tuple(tensors[name].shape) != tuple(shape):
             raise PlanMismatch(
-                f"the plan is for another architecture: {name} is {list(tensors[name].shape)} here, {list(shape)} in the plan"
+                f"the plan is for another architecture: {name} is {list(tensors[name].shape)} here, "
+                f"{list(shape)} in the plan"
             )
     unknown = {name for name, _ in model.named_parameters()} - set(plan.fingerprint)
     if unknown:
@@ -117,7 +118,8 @@ def _copy(model: nn.Module, new: dict[int, Tensor]) -> nn.Module:
         small: nn.Module = copy.deepcopy(model, memo)
     except Exception as error:
         raise SurgeonError(
-            f"the model can't be copied ({type(error).__name__}: {error}); make it deep-copyable, or operate with inplace=True"
+            f"the model can't be copied ({type(error).__name__}: {error}); make it deep-copyable, "
+            "or operate with inplace=True"
         ) from error
     with torch.no_grad():
         for old in model.parameters():

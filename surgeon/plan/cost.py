@@ -8,14 +8,14 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Union
+from typing import TYPE_CHECKING
 
 import numpy as np
 
 if TYPE_CHECKING:
     from surgeon.graph import Counted, DependencyGraph, Node
 
-    Dim = Union[int, Counted]
+    Dim = int | Counted
     Formula = Callable[[Node], "list[tuple[float, Sequence[Dim]]]"]
 
 

@@ -58,8 +58,16 @@ def plan(
     _check(flops, params, ratio, scope, round_to, floor)
     graph.require_free()
     limits = _limits(graph, groups or {})
-    settings = dict(flops=flops, params=params, ratio=ratio, scope=scope, round_to=round_to, floor=floor, heads=heads)
-    settings |= {"groups": dict(groups or {})}
+    settings: dict[str, Any] = {
+        "flops": flops,
+        "params": params,
+        "ratio": ratio,
+        "scope": scope,
+        "round_to": round_to,
+        "floor": floor,
+        "groups": dict(groups or {}),
+        "heads": heads,
+    }
     free = _movable(graph, heads)
     ladders, orders = [], []
     for group in free:
@@ -74,7 +82,7 @@ def plan(
     removed = [int(ladder.rungs[rung]) for ladder, rung in zip(ladders, chosen)]
     if ratio and not any(removed):
         raise NothingPrunable(
-            f"ratio={ratio} removes nothing: floor={floor}, round_to={round_to} and the limits leave every group as it is"
+            f"ratio={ratio} removes nothing: floor={floor}, round_to={round_to} and the limits leave all groups as is"
         )
     units = np.concatenate([order[:steps].ravel() for order, steps in zip(orders, removed)])
     return describe(graph, units, dict(zip((g.name for g in free), removed)), settings)
@@ -128,7 +136,7 @@ def _movable(graph: DependencyGraph, heads: bool | str) -> list[Group]:
 
 
 def _ranked(group: Group, scores: Mapping[str, Any]) -> tuple[np.ndarray, np.ndarray]:
-    """Return units in the order of removal ``[steps, units per step]`` and each step's share of the group's importance."""
+    """Return units in the order of removal, ``[steps, units per step]``, and each step's share of the importance."""
     if group.name not in scores:
         raise ScoreError(f"no scores for group {group.name!r}")
     values = np.asarray(scores[group.name], dtype=float)
@@ -155,9 +163,9 @@ def _ladder(
 ) -> Ladder:
     """List the legal removals of a group and what each loses.
 
-    The loss is ``-log(share of importance that stays)``, once for every layer that the group runs through: a layer that
-    loses half of its filters, and then half of the rest, loses the same twice, so no layer is bled dry, and a residual stream
-    weighs as much as all the layers that read it. Its steps are those of LAMP (Lee et al., 2021, eq. 3).
+    The loss is ``-log(share of importance that stays)``, once for every layer that the group runs through: a layer
+    that loses half of its filters, and then half of the rest, loses the same twice, so no layer is bled dry, and a
+    residual stream weighs as much as all the layers that read it. Its steps are those of LAMP (Lee et al., 2021, eq. 3).
     """
     size = group.size
     multiple = round_to // gcd(round_to, graph.step_width(group)) if round_to > 1 else 1
@@ -229,8 +237,8 @@ def _cuts(graph: DependencyGraph, alive: np.ndarray, counts: np.ndarray) -> dict
     for place in graph.places:
         keep = alive[place.classes]
         if not keep.all():
-            chosen = Selection(place.dims, len(keep), np.flatnonzero(keep))
-            selections.setdefault(place.parameter, []).append(chosen)
+            kept = Selection(place.dims, len(keep), np.flatnonzero(keep))
+            selections.setdefault(place.parameter, []).append(kept)
     cuts = {}
     for name, chosen in selections.items():
         shape = graph.shapes[name]

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import TYPE_CHECKING, Any, Union
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
@@ -14,7 +14,7 @@ from surgeon.score.magnitude import l1, l2, random
 if TYPE_CHECKING:
     from surgeon.graph import DependencyGraph, Group
 
-    Criterion = Union[str, Callable[[DependencyGraph, Group], Tensor]]
+    Criterion = str | Callable[[DependencyGraph, Group], Tensor]
 
 CRITERIA: dict[str, Callable[..., dict[str, Tensor]]] = {"l1": l1, "l2": l2, "random": random}
 
@@ -46,7 +46,8 @@ def score(graph: DependencyGraph, criterion: Criterion = "l1", **options: Any) -
         values = torch.as_tensor(criterion(graph, group)).detach().double().cpu()
         if values.shape != (len(group.units),):
             raise ScoreError(
-                f"the criterion gave shape {tuple(values.shape)} for group {group.name!r}, which has {len(group.units)} units"
+                f"the criterion gave shape {tuple(values.shape)} for group {group.name!r}, "
+                f"which has {len(group.units)} units"
             )
         scores[group.name] = values
     return scores

@@ -15,7 +15,7 @@ from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from contextvars import ContextVar
 from dataclasses import dataclass, field
-from typing import Any, Union
+from typing import Any
 
 OPERATORS: dict[str, Callable[[int, int], int]] = {
     "+": operator.add,
@@ -71,7 +71,7 @@ RELATIONS: dict[str, Callable[[int, int], bool]] = {
     ">=": operator.ge,
 }
 
-Expression = Union[int, Attribute, Width, Arithmetic]
+Expression = int | Attribute | Width | Arithmetic
 
 
 @dataclass(frozen=True)

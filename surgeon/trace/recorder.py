@@ -8,6 +8,7 @@ import os
 import sys
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from types import FrameType
 from typing import Any, Protocol
 
 import torch
@@ -107,7 +108,7 @@ class _Recording:
         return torch.Size(sizes) if dim is None else sizes[dim]
 
     def locate(self) -> tuple[str, int]:
-        frame = sys._getframe(1)
+        frame: FrameType | None = sys._getframe(1)
         while frame is not None:
             path = frame.f_code.co_filename
             foreign = self.known.get(path)
@@ -115,7 +116,7 @@ class _Recording:
                 foreign = self.known[path] = not path.startswith((_TORCH, _OWN, "<"))
             if foreign:
                 return path, frame.f_lineno
-            frame = frame.f_back  # type: ignore[assignment]
+            frame = frame.f_back
         return "?", 0
 
     def enter(self, module: nn.Module, args: Any) -> None:
@@ -154,10 +155,9 @@ def record(
         except SurgeonError:
             raise
         except Exception as error:
-            where = f"{recording.stack[-1] or 'the model'}, " if recording.stack else ""
             given = ", ".join(str(tuple(t.shape)) for t in tensors_in([args, kwargs])) or "no tensors"
             raise TraceError(
-                f"the forward pass failed at {where}{source_line(recording.location)}: {type(error).__name__}: {error}; "
+                f"the forward pass failed at {source_line(recording.location)}: {type(error).__name__}: {error}; "
                 f"example inputs had shapes {given}; check that model(*example_inputs) runs"
             ) from error
         finally:

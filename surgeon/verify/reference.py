@@ -98,7 +98,7 @@ def use(kwargs: Mapping[str, Any], args: Sequence[Any], position: int, name: str
 # -- statistics over survivors: x, keep (broadcastable), over dims -----------------------------------
 
 
-def moments(x: Tensor, keep: Tensor, dims: Sequence[int], correction: float = 0) -> tuple[Tensor, Tensor]:
+def moments(x: Tensor, keep: Tensor, dims: list[int], correction: float = 0) -> tuple[Tensor, Tensor]:
     """Return mean and variance of the kept positions along dimensions, dimensions kept."""
     weight = keep.to(x.dtype).expand(x.shape)
     count = weight.sum(dims, keepdim=True)

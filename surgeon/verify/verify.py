@@ -44,7 +44,8 @@ class Proof:
     def __str__(self) -> str:
         flops = f"FLOPs {self.flops[1]:.6g} predicted, {self.flops[3]:.6g} by fvcore (multiply-adds)"
         note = f"; {self.note}" if self.note else ""
-        return f"masked original = small model to {self.difference:.1e} of the output in {self.dtype} (allowed {self.tolerance:.0e}); {flops}{note}"
+        close = f"to {self.difference:.1e} of the output in {self.dtype} (allowed {self.tolerance:.0e})"
+        return f"masked original = small model {close}; {flops}{note}"
 
 
 def verify(
@@ -58,8 +59,8 @@ def verify(
     """Prove that the small model computes what the masked original computes.
 
     The original runs with every removed weight zero and every norm, mean and softmax over the survivors. Both run in
-    float64 where the model allows it, in eval mode, on the example inputs. Parameters and fvcore's FLOPs have to agree with
-    the plan's prediction.
+    float64 where the model allows it, in eval mode, on the example inputs. The parameters have to agree with the
+    plan's prediction; fvcore's count of FLOPs stands beside it in the proof.
 
     Raises
     ------
@@ -199,7 +200,7 @@ def _relative(expected: list[Tensor], found: list[Tensor]) -> float:
             return float("inf")
         if not finite.any():
             raise VerificationError(
-                "the outputs are not finite on the example inputs, so nothing can be proved; check the weights and inputs"
+                "the outputs are not finite on the example inputs, so nothing can be proved; check weights and inputs"
             )
         a, b = (torch.where(finite, t, torch.zeros_like(t)).double() for t in (a, b))
         worst = max(worst, float((a - b).abs().max() / a.abs().max().clamp(min=1e-12)))
@@ -210,7 +211,7 @@ def _relative(expected: list[Tensor], found: list[Tensor]) -> float:
 
 
 def _silent(model: nn.Module, plan: Plan, example_inputs: Any, state: Mapping[str, Tensor]) -> str:
-    """Say why the outputs would hardly show a wrong cut: branches that start at zero, or outputs that ignore what goes."""
+    """Say why the outputs would hardly show a wrong cut: weights of zero, or outputs that ignore what goes."""
     if any(not bool(state[name].any()) for name in plan.cuts if state[name].is_floating_point()):
         return "some cut weights are zero throughout"
     args, kwargs = as_arguments(example_inputs)

@@ -34,7 +34,12 @@ def test_declared_widths_follow() -> None:
     model = Residual()
     small = surgeon.operate(model, half(model))
     assert (small.stem.out_channels, small.conv1.in_channels, small.conv1.out_channels) == (4, 4, 6)
-    assert (small.bn1.num_features, small.conv2.in_channels, small.head.in_features, small.head.out_features) == (6, 6, 4, 5)
+    assert (small.bn1.num_features, small.conv2.in_channels, small.head.in_features, small.head.out_features) == (
+        6,
+        6,
+        4,
+        5,
+    )
 
 
 def test_inplace_equals_copy_and_cuts_gradients() -> None:

@@ -26,13 +26,17 @@ def test_runs_round_trip(kept: np.ndarray) -> None:
     assert np.array_equal(decode(encode(kept), 61), kept)
 
 
-@pytest.mark.parametrize("text", ["3-1", "1,1", "5,2", "0-61", "-1", "a", "1-", "1--2", "1e9", " 1", "999999999999999999999"])
+@pytest.mark.parametrize(
+    "text", ["3-1", "1,1", "5,2", "0-61", "-1", "a", "1-", "1--2", "1e9", " 1", "999999999999999999999"]
+)
 def test_malformed_runs_are_refused(text: str) -> None:
     with pytest.raises(PlanMismatch):
         decode(text, 61)
 
 
-@pytest.mark.parametrize("name", ["resnet20_pad", "resnext", "two_groupings", "unet"] if "unet" in MODELS else list(MODELS)[:6])
+@pytest.mark.parametrize(
+    "name", ["resnet20_pad", "resnext", "two_groupings", "unet"] if "unet" in MODELS else list(MODELS)[:6]
+)
 def test_json_round_trip_replays_on_another_checkpoint(name: str) -> None:
     model, inputs = build(name)
     graph = surgeon.trace(model, inputs)

@@ -19,10 +19,12 @@ from __future__ import annotations
 
 import functools
 import inspect
+import importlib
 import os
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
+from unittest import mock
 
 import hypothesis
 import numpy as np
@@ -32,13 +34,10 @@ from torch import Tensor, nn
 from torch.func import functional_call
 
 from surgeon.graph import DependencyGraph, Group
-from surgeon.labels import run as labels_run
 from surgeon.labels.flow import Flow
-from surgeon.labels.rules import RULES
 from surgeon.modules import tensors_in
 from surgeon.operate import operate
 from surgeon.plan.make import describe
-from surgeon.trace import record
 from surgeon.verify.reference import Statistics, intercept, masked_state
 
 # op name -> the tests that run it; filled while test modules are imported, read by test_coverage
@@ -50,6 +49,7 @@ EFFORT = int(os.environ.get("SURGEON_EFFORT", "1"))
 # To explain which lines ran takes minutes where every line of the package does.
 PHASES = tuple(phase for phase in hypothesis.Phase if phase is not hypothesis.Phase.explain)
 
+labels_run = importlib.import_module("surgeon.labels.run")
 Function = Callable[..., Any]
 Dress = Callable[["Square", Tensor], Tensor]
 
@@ -100,7 +100,9 @@ def _activation(model: Square, value: Tensor) -> Tensor:
 def dressed(draw: Any, model: Square, name: str, value: Tensor) -> None:
     """Add an operand as a parameter, an activation, or an activation with a family over two dimensions."""
     joint = value.dim() > 1 and value.is_floating_point()
-    how = draw(st.sampled_from(("parameter", "activation", "joint", "folded") if joint else ("parameter", "activation")))
+    how = draw(
+        st.sampled_from(("parameter", "activation", "joint", "folded") if joint else ("parameter", "activation"))
+    )
     if how in ("parameter", "activation"):
         model.add(name, value)
         if how == "activation":
@@ -157,13 +159,24 @@ class Trial:
         return next((g for g in self.graph.groups if any((m.parameter, m.dims) == wanted for m in g.members)), None)
 
 
+class Untaken(Flow):
+    """Leaves the model's outputs free to shrink, and keeps them."""
+
+    def __init__(self, *args: Any) -> None:
+        super().__init__(*args)
+        self.given_out: list[Any] = []
+
+    def take(self, tree: Any) -> None:
+        self.given_out.append(tree)
+        self.outputs |= {self.makers[tensor] for tensor in tensors_in(tree) if tensor in self.makers}
+
+
 def recorded(model: Square, inputs: tuple[Tensor, ...]) -> Trial:
     """Record an op as a model is recorded, but leave its results free to shrink."""
-    flow = Flow(RULES, {**dict(model.named_parameters()), **dict(model.named_buffers())})
-    flow.give(inputs)
-    output, entries, calls = record(model, inputs, flow)
-    constraints = labels_run._constraints(flow, entries) + labels_run._declared(model, flow.ops)
-    return Trial(model, inputs, flow, DependencyGraph(model, flow, constraints, calls), list(tensors_in(output)))
+    with mock.patch.object(labels_run, "Flow", Untaken):
+        run = labels_run.run(model, inputs)
+    graph = DependencyGraph(model, run.flow, run.constraints, run.calls)
+    return Trial(model, inputs, run.flow, graph, list(tensors_in(run.flow.given_out[0])))
 
 
 def removal(draw: Any, graph: DependencyGraph) -> np.ndarray:
@@ -311,7 +324,9 @@ class Case:
             assert stays[place] in (*at, "") or stays[place] in group.pinned.text, trial.graph.reason(group)
 
 
-def square(*ops: str, must_cut: bool = True, examples: int = 12) -> Callable[[Callable[..., None]], Callable[..., None]]:
+def square(
+    *ops: str, must_cut: bool = True, examples: int = 12
+) -> Callable[[Callable[..., None]], Callable[..., None]]:
     """Make a test of draws of a case.
 
     After all draws, each of ``ops`` must have been called (of a parametrised test: the op that is the parameter), and

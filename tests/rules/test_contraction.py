@@ -94,9 +94,7 @@ def test_transposed_convolution(case: Case) -> None:
     x = case.tensor(*([2] if case.flip() else []), groups * i, *[2] * rank)
     w, b = case.tensor(groups * i, o, *[2] * rank), case.tensor(groups * o) if case.flip() else None
     stride, extra = case.of((1, 0), (2, 1), (2, 0))
-    case.check(
-        lambda m: TRANSPOSED[rank](m.x, m.w, m.b, stride, 0, extra, m.groups), x=x, w=w, b=b, groups=groups
-    )
+    case.check(lambda m: TRANSPOSED[rank](m.x, m.w, m.b, stride, 0, extra, m.groups), x=x, w=w, b=b, groups=groups)
 
 
 @square("conv_transpose2d", "conv2d")
@@ -313,7 +311,9 @@ def test_attention(case: Case) -> None:
     case.check(
         lambda m: F.scaled_dot_product_attention(m.q, m.k, m.v, attn_mask=m.mask, scale=scale),
         cut=f"v:{last} v:{last - 2} q:{last - 2}" + (f" q:{last} k:{last}" if scale else ""),
-        stays={} if scale else {f"q:{last}": "scaled_dot_product_attention", f"k:{last}": "scaled_dot_product_attention"},
+        stays={}
+        if scale
+        else {f"q:{last}": "scaled_dot_product_attention", f"k:{last}": "scaled_dot_product_attention"},
         **operands,
     )
 

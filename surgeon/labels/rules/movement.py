@@ -15,7 +15,8 @@ from surgeon.trace import Call
 
 PLAIN = """
 T mT H mH adjoint t transpose swapaxes swapdims permute movedim moveaxis unsqueeze squeeze flatten ravel
-flip fliplr flipud expand_as view_as reshape_as repeat_interleave tile diagonal pixel_shuffle pixel_unshuffle channel_shuffle
+flip fliplr flipud expand_as view_as reshape_as repeat_interleave tile diagonal
+pixel_shuffle pixel_unshuffle channel_shuffle
 """.split()
 
 # ops whose result depends on the place of a position along some dimension: that dimension may not shrink

@@ -13,7 +13,8 @@ from surgeon.modules import tensors_in
 from surgeon.trace import Call
 
 STATISTICS = """
-sum nansum mean nanmean amax amin aminmax var std var_mean std_mean prod logsumexp all any norm linalg_vector_norm count_nonzero
+sum nansum mean nanmean amax amin aminmax var std var_mean std_mean prod logsumexp all any norm linalg_vector_norm
+count_nonzero
 """.split()
 SEARCHES = "max min argmax argmin median mode nanmedian kthvalue topk sort argsort msort".split()
 
