@@ -4,10 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 from dataclasses import dataclass
+from difflib import get_close_matches
+from inspect import signature
 from typing import Any
 
 from torch import nn
 
+from surgeon.errors import BudgetError
 from surgeon.graph import DependencyGraph
 from surgeon.labels.run import run
 from surgeon.modules import bare
@@ -84,6 +87,7 @@ def prune(
     >>> result.model, result.plan, result.proof, result.report
     """
     model = bare(model)
+    _check_names(budget)
     graph = trace(model, example_inputs, keep=keep)
     graph.require_free()
     plan = make_plan(graph, score(graph, criterion), **budget)
@@ -91,3 +95,12 @@ def prune(
     counts = (count_flops(model, example_inputs), count_flops(small, example_inputs))
     proof = verify(model, small, plan, example_inputs, counts=counts) if check else None
     return Result(small, plan, proof, compare(model, small, example_inputs, counts=counts))
+
+
+def _check_names(budget: dict[str, Any]) -> None:
+    known = [name for name, p in signature(make_plan).parameters.items() if p.kind is p.KEYWORD_ONLY]
+    for name in budget:
+        if name not in known:
+            near = get_close_matches(name, known, n=1)
+            hint = f"; did you mean {near[0]!r}?" if near else f"; there are {', '.join(known)}"
+            raise BudgetError(f"unknown option {name!r}{hint}")

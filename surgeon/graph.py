@@ -9,6 +9,7 @@ from typing import Any
 
 import networkx as nx
 import numpy as np
+import torch
 from scipy import sparse
 from torch import Tensor, nn
 
@@ -293,6 +294,28 @@ class DependencyGraph:
         owner, _, leaf = name.rpartition(".")
         return getattr(self.model.get_submodule(owner), leaf)
 
+    def per_unit(self, values: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        """Sum a quantity given per weight over all weights that a unit takes along.
+
+        Parameters
+        ----------
+        values : parameter name -> tensor of the parameter's shape; parameters left out count nothing
+
+        Returns
+        -------
+        group name -> float64 ``[units]``, for every free group
+        """
+        total = np.zeros(self.solution.classes)
+        for place in self.places:
+            value = values.get(place.parameter)
+            if value is None:
+                continue
+            rest = [d for d in range(value.dim()) if d not in place.dims]
+            along = value.sum(dim=rest, dtype=torch.float64) if rest else value.double()
+            total += np.bincount(place.classes, along.detach().reshape(-1).cpu().numpy(), self.solution.classes)
+        units = torch.from_numpy(np.asarray(self.solution.closure @ total))
+        return {group.name: units[torch.from_numpy(group.units)] for group in self.free}
+
     def nesting(self) -> tuple[set[str], set[str]]:
         """Return the groups whose units take units of other groups along (rows), and those others (columns)."""
         reach = self.solution.closure
@@ -342,7 +365,7 @@ class DependencyGraph:
         Raises UnknownLayer with the nearest names.
         """
         known = sorted({p.layer for p in self.places} | {p.parameter for p in self.places})
-        matched = fnmatch.filter(known, layer)
+        matched = fnmatch.filter(known, layer) or fnmatch.filter(known, f"{layer}.*")
         if not matched:
             raise UnknownLayer(layer, known)
         lines = []

@@ -9,6 +9,7 @@ from typing import Any
 from torch import Tensor
 from torch.utils.weak import WeakTensorKeyDictionary
 
+from surgeon.errors import SurgeonError
 from surgeon.labels.contract import Operand
 from surgeon.labels.family import Extent, Family, Value, bind_leaf, extent, make_solid, pin_value, solid_value
 from surgeon.labels.notation import Notation
@@ -123,9 +124,18 @@ class Flow:
         elif rule is None:
             self.unknown(call)
         else:
-            rule(self, call)
+            self._apply(rule, call)
         self._log(call, given, values, shapes, results)
         self.current = ()
+
+    def _apply(self, rule: Rule, call: Call) -> None:
+        """Run a rule; one that can't make sense of its call leaves what it has said so far, and pins the rest."""
+        try:
+            rule(self, call)
+        except SurgeonError:
+            raise
+        except Exception as error:
+            self.unknown(call, f"the rule does not cover this case ({type(error).__name__}: {error})")
 
     def _log(
         self, call: Call, given: list[Tensor], values: list[Value], before: list[Shape], results: list[Tensor]

@@ -48,14 +48,13 @@ def solve(space: Space) -> Solution:
     bound = np.zeros(count, bool)
     for labels, _ in space.bound:
         bound[class_of[labels]] = True
-    closure = _closures(space, class_of, np.flatnonzero((pinned < 0) & ~bound), count)
-    # A unit that takes a pinned class with it can't be cut: the pin spreads to what is the unit's own.
-    blocked = closure @ sparse.csr_matrix((pinned >= 0).astype(np.int32)[:, None])
-    blocked_rows = np.flatnonzero(np.asarray(blocked.todense()).ravel())
+    closure, heads = _closures(space, class_of, np.flatnonzero((pinned < 0) & ~bound), count)
+    # A unit that takes a pinned class with it can't be cut: the pin spreads to the classes that the unit stands for.
+    blocked_rows = np.flatnonzero(closure @ (pinned >= 0).astype(np.int32))
+    known = pinned.copy()
     for row in blocked_rows:
         members = closure.indices[closure.indptr[row] : closure.indptr[row + 1]]
-        reason = max(pinned[members])
-        pinned[members[pinned[members] < 0]] = reason
+        pinned[heads[row]] = known[members].max()
     free = np.setdiff1d(np.arange(closure.shape[0]), blocked_rows)
     reached = np.zeros(count, bool)
     reached[closure[free].indices] = True
@@ -92,8 +91,13 @@ def _pins(space: Space, class_of: np.ndarray, count: int) -> tuple[np.ndarray, l
     return pinned, reasons
 
 
-def _closures(space: Space, class_of: np.ndarray, free: np.ndarray, count: int) -> sparse.csr_matrix:
-    """Return ``[units, classes]``: everything that dies with each free class, equal ones merged."""
+def _closures(
+    space: Space, class_of: np.ndarray, free: np.ndarray, count: int
+) -> tuple[sparse.csr_matrix, list[np.ndarray]]:
+    """Return ``[units, classes]``, everything that dies with each free class, and the free classes of each unit.
+
+    Classes that take the same along are one unit.
+    """
     child, parent, node = _edges(space, class_of)
     involved = np.unique(np.concatenate([child, parent]))
     alone = np.setdiff1d(free, involved, assume_unique=True)
@@ -102,7 +106,7 @@ def _closures(space: Space, class_of: np.ndarray, free: np.ndarray, count: int) 
     )
     seeds = np.intersect1d(free, involved, assume_unique=True)
     if not len(seeds):
-        return single
+        return single, list(alone[:, None])
     m, s = len(involved), len(seeds)
     local = np.full(count, -1)
     local[involved] = np.arange(m)
@@ -122,10 +126,11 @@ def _closures(space: Space, class_of: np.ndarray, free: np.ndarray, count: int) 
         reach = _sign(reach + dead @ up)
         if reach.nnz == before:
             break
-    first = _first_of_equal_rows(reach)
-    reach = reach[first].tocoo()
+    _, first, unit_of = np.unique(signatures(reach), return_index=True, return_inverse=True)
+    heads = [seeds[unit_of == u] for u in np.argsort(first)]
+    reach = reach[np.sort(first)].tocoo()
     joint = sparse.csr_matrix((reach.data, (reach.row, involved[reach.col])), shape=(len(first), count))
-    return sparse.vstack([single, joint]).tocsr()
+    return sparse.vstack([single, joint]).tocsr(), [*alone[:, None], *heads]
 
 
 def _edges(space: Space, class_of: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
@@ -157,10 +162,6 @@ def signatures(matrix: sparse.csr_matrix) -> np.ndarray:
     """Hash every row of a sparse matrix of counts into 64 bits: equal rows, equal hashes."""
     weights = np.random.default_rng(0).integers(1, 2**62, matrix.shape[1], dtype=np.int64)
     return np.asarray(matrix.astype(np.int64) @ weights)
-
-
-def _first_of_equal_rows(matrix: sparse.csr_matrix) -> np.ndarray:
-    return np.sort(np.unique(signatures(matrix), return_index=True)[1])
 
 
 # -- bundles -----------------------------------------------------------------------------------------

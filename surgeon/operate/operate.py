@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from surgeon.errors import PlanMismatch, SurgeonError
+from surgeon.modules import bare
 from surgeon.operate.select import select
 from surgeon.plan.plan import Edit, Plan
 
@@ -27,6 +28,7 @@ def operate(model: nn.Module, plan: Plan, *, inplace: bool = False) -> nn.Module
     --------
     >>> small = surgeon.operate(model, plan)
     """
+    model = bare(model)
     _check(model, plan)
     tensors = _named_tensors(model)
     new = {id(tensors[name]): _cut(tensors[name], plan, name) for name in plan.cuts}

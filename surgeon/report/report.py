@@ -11,6 +11,7 @@ from rich.console import Console
 from rich.table import Table
 from torch import nn
 
+from surgeon.modules import bare
 from surgeon.verify.count import Count, count_flops
 
 
@@ -110,7 +111,7 @@ class Report:
                     f"{row.share_cut:.0%}",
                 )
         same = sum(row.share_cut <= 0 and row.flops[0] == row.flops[1] for row in self.layers)
-        table.caption = f"{same} layers as they were" if same else None
+        table.caption = f"{same} layer{'s' * (same > 1)} as before" if same else None
         return table
 
     def _total_table(self) -> Table:
@@ -139,6 +140,7 @@ def compare(
     --------
     >>> print(surgeon.compare(model, small, x))
     """
+    model, small = bare(model), bare(small)
     before, after = counts or (count_flops(model, example_inputs), count_flops(small, example_inputs))
     rows = []
     layers = dict(small.named_modules())

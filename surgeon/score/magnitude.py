@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Mapping
 from typing import TYPE_CHECKING
 
-import numpy as np
 import torch
 from torch import Tensor
 
@@ -13,35 +12,35 @@ if TYPE_CHECKING:
     from surgeon.graph import DependencyGraph
 
 
-def accumulate(graph: DependencyGraph, per_weight: Callable[[Tensor], Tensor]) -> dict[str, Tensor]:
-    """Sum a quantity over all weights that a unit takes along, float64 ``[units]`` by group name.
+class _Lazy(Mapping[str, Tensor]):
+    """Parameters seen through a function, computed when asked for and forgotten when the next one is."""
 
-    ``per_weight`` maps a parameter to a non-negative tensor of the same shape.
-    """
-    total = np.zeros(graph.solution.classes)
-    values: dict[str, Tensor] = {}
-    with torch.no_grad():
-        for place in graph.places:
-            if place.parameter not in graph.parameters:
-                continue
-            if place.parameter not in values:
-                values = {place.parameter: per_weight(graph.tensor(place.parameter))}
-            value = values[place.parameter]
-            rest = [d for d in range(value.dim()) if d not in place.dims]
-            along = value.sum(dim=rest, dtype=torch.float64) if rest else value.double()
-            total += np.bincount(place.classes, along.reshape(-1).cpu().numpy(), graph.solution.classes)
-    units = torch.from_numpy(np.asarray(graph.solution.closure @ total))
-    return {group.name: units[torch.from_numpy(group.units)] for group in graph.free}
+    def __init__(self, graph: DependencyGraph, function: Callable[[Tensor], Tensor]) -> None:
+        self.graph, self.function = graph, function
+        self.last: tuple[str, Tensor] | None = None
+
+    def __getitem__(self, name: str) -> Tensor:
+        if name not in self.graph.parameters:
+            raise KeyError(name)
+        if self.last is None or self.last[0] != name:
+            self.last = name, self.function(self.graph.tensor(name).detach())
+        return self.last[1]
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self.graph.parameters)
+
+    def __len__(self) -> int:
+        return len(self.graph.parameters)
 
 
 def l1(graph: DependencyGraph) -> dict[str, Tensor]:
     """Sum of absolute weights of all coupled filters (Li et al., 2017, "Pruning Filters for Efficient ConvNets")."""
-    return accumulate(graph, torch.abs)
+    return graph.per_unit(_Lazy(graph, torch.abs))
 
 
 def l2(graph: DependencyGraph) -> dict[str, Tensor]:
     """Euclidean norm of all coupled filters together."""
-    return {name: value.sqrt() for name, value in accumulate(graph, torch.square).items()}
+    return {name: value.sqrt() for name, value in graph.per_unit(_Lazy(graph, torch.square)).items()}
 
 
 def random(graph: DependencyGraph, seed: int = 0) -> dict[str, Tensor]:

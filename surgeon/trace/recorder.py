@@ -119,6 +119,17 @@ class _Recording:
             frame = frame.f_back
         return "?", 0
 
+    def origin(self, error: Exception) -> str:
+        """Return module and source line of the innermost frame that is the user's own."""
+        module, location, trail = "", self.location, error.__traceback__
+        while trail is not None:
+            path, owner = trail.tb_frame.f_code.co_filename, trail.tb_frame.f_locals.get("self")
+            module = self.names.get(id(owner), module) if isinstance(owner, nn.Module) else module
+            if not path.startswith((_TORCH, _OWN, "<")):
+                location = path, trail.tb_lineno
+            trail = trail.tb_next
+        return f"{module or 'the model'}, {source_line(location)}"
+
     def enter(self, module: nn.Module, args: Any) -> None:
         self.stack.append(self.names.get(id(module), self.stack[-1] if self.stack else ""))
 
@@ -157,7 +168,7 @@ def record(
         except Exception as error:
             given = ", ".join(str(tuple(t.shape)) for t in tensors_in([args, kwargs])) or "no tensors"
             raise TraceError(
-                f"the forward pass failed at {source_line(recording.location)}: {type(error).__name__}: {error}; "
+                f"the forward pass failed at {recording.origin(error)}: {type(error).__name__}: {error}; "
                 f"example inputs had shapes {given}; check that model(*example_inputs) runs"
             ) from error
         finally:

@@ -12,7 +12,7 @@ from torch.func import functional_call
 
 from surgeon.dispatch import SIZE_QUERIES, intercept, op_name
 from surgeon.errors import VerificationError
-from surgeon.modules import as_arguments, evaluating, tensors_in
+from surgeon.modules import as_arguments, bare, evaluating, tensors_in
 from surgeon.plan.plan import Plan
 from surgeon.verify.count import Count, count_flops
 from surgeon.verify.reference import Statistics, masked_state
@@ -66,6 +66,7 @@ def verify(
     ------
     VerificationError naming the first op where the two part.
     """
+    model, small = bare(model), bare(small)
     _check_weights(model, small, plan)
     state, own = _state(model), _state(small)
     difference, dtype, note = _difference(model, small, plan, example_inputs, state, own)
@@ -212,8 +213,11 @@ def _relative(expected: list[Tensor], found: list[Tensor]) -> float:
 
 def _silent(model: nn.Module, plan: Plan, example_inputs: Any, state: Mapping[str, Tensor]) -> str:
     """Say why the outputs would hardly show a wrong cut: weights of zero, or outputs that ignore what goes."""
-    if any(not bool(state[name].any()) for name in plan.cuts if state[name].is_floating_point()):
-        return "some cut weights are zero throughout"
+    if not plan.cuts:
+        return ""
+    weights = [name for name, _ in model.named_parameters() if name in plan.cuts and not name.endswith("bias")]
+    if any(not bool(state[name].any()) for name in weights):
+        return "some weights that are cut are zero throughout"
     args, kwargs = as_arguments(example_inputs)
     with torch.no_grad(), torch.random.fork_rng(devices=[]), evaluating(model):
         whole = list(tensors_in(model(*args, **kwargs)))

@@ -31,9 +31,6 @@ LINES: dict[str, str] = {
     "mv": "input[m k] vec[k] -> m",
     "dot": "input[k] tensor[k] -> ",
     "outer": "input[m] vec2[n] -> m n",
-    "addmm": "input[m n] mat1[m k] mat2[k n] -> m n",
-    "baddbmm": "input[b m n] batch1[b m k] batch2[b k n] -> b m n",
-    "addbmm": "input[m n] batch1[b m k] batch2[b k n] -> m n",
     "bilinear": "input1[... i] input2[... j] weight[o i j] bias[o] -> ... o",
     "instance_norm": "input[n c *] weight[c] bias[c] running_mean[c] running_var[c] -> n c *",
     "group_norm": "input[n (g c) *] num_groups=g weight[(g c)] bias[(g c)] -> n (g c) * over c",
@@ -147,6 +144,17 @@ def batch_norm(flow: Flow, call: Call) -> None:
     run_line(flow, call, parse(line))
 
 
+def add_to(product: str, output: str) -> Callable[[Flow, Call], None]:
+    """addmm and its like: a product and something that broadcasts to its shape."""
+
+    def rule(flow: Flow, call: Call) -> None:
+        rank = call.argument(0, "input").dim()
+        lead = " ".join(output.split()[len(output.split()) - rank :])
+        run_line(flow, call, parse(f"input[{lead}] {product} -> {output}"))
+
+    return rule
+
+
 def embedding(flow: Flow, call: Call) -> None:
     weight = call.argument(0, "weight")
     if call.func.__module__ == "torch.nn.functional":
@@ -172,13 +180,18 @@ def attention(flow: Flow, call: Call) -> None:
                 fix(flow.space, family, len(value.shape) - 1, "the softmax scale 1/sqrt(width) is implicit")
     for tensor in (call.argument(1, "key"), call.argument(2, "value")):
         flow.solid(tensor, [-2], "attention normalises over these positions")
-    run_line(flow, call, parse("query[... l d] key[... s d] value[... s v] attn_mask[... l s] -> ... l v"))
+    heads = ("(h r)", "h", "h") if call.kwargs.get("enable_gqa") else ("", "", "")
+    q, k, v = (f"... {h}" for h in heads)
+    run_line(flow, call, parse(f"query[{q} l d] key[{k} s d] value[{v} s v] attn_mask[... l s] -> {q} l v"))
 
 
 RULES: dict[str, Callable[[Flow, Call], None]] = {
     **{name: line(text) for name, text in LINES.items()},
     "matmul": matmul,
     "einsum": einsum,
+    "addmm": add_to("mat1[m k] mat2[k n]", "m n"),
+    "addbmm": add_to("batch1[b m k] batch2[b k n]", "m n"),
+    "baddbmm": add_to("batch1[b m k] batch2[b k n]", "b m n"),
     "batch_norm": batch_norm,
     "layer_norm": layer_norm,
     "rms_norm": layer_norm,
