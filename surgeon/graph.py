@@ -93,6 +93,7 @@ class Counts:
         self.rows: list[np.ndarray] = []
         self._by_content: dict[bytes, int] = {}
         self._by_tensor: dict[int, tuple[int, Tensor]] = {}
+        self._by_shape: dict[tuple[Any, ...], tuple[tuple[int | Counted, ...], tuple[Family, ...]]] = {}
 
     def add(self, labels: Tensor) -> int:
         known = self._by_tensor.get(id(labels))
@@ -113,6 +114,17 @@ class Counts:
         return Counted(self.add(width.labels), rows, width.size)
 
     def shape(self, shape: Shape) -> tuple[int | Counted, ...]:
+        """Lower a shape; the result of one op is the operand of the next, so each is looked at once."""
+        sizes, families = shape
+        if not families:
+            return sizes
+        key = (sizes, *map(id, families))
+        known = self._by_shape.get(key)
+        if known is None:
+            known = self._by_shape[key] = (self._lowered(shape), families)
+        return known[0]
+
+    def _lowered(self, shape: Shape) -> tuple[int | Counted, ...]:
         sizes, families = shape
         return tuple(self.dim(extent(sizes, families, dim)) for dim in range(len(sizes)))
 
@@ -186,6 +198,7 @@ class DependencyGraph:
         self.initial = np.asarray(self.incidence.sum(axis=1)).ravel()
         self.groups = self._groups()
         self.layers = _layer_graph(model, self)
+        self.costs: dict[str, Any] = {}
 
     # -- building ------------------------------------------------------------------------------------
 
@@ -306,13 +319,20 @@ class DependencyGraph:
         group name -> float64 ``[units]``, for every free group
         """
         total = np.zeros(self.solution.classes)
+        homes: dict[str, list[Place]] = {}
         for place in self.places:
-            value = values.get(place.parameter)
+            homes.setdefault(place.parameter, []).append(place)
+        for name, places in homes.items():
+            value = values.get(name)
             if value is None:
                 continue
-            rest = [d for d in range(value.dim()) if d not in place.dims]
-            along = value.sum(dim=rest, dtype=torch.float64) if rest else value.double()
-            total += np.bincount(place.classes, along.detach().reshape(-1).cpu().numpy(), self.solution.classes)
+            used = {d for place in places for d in place.dims}
+            taps = [d for d in range(value.dim()) if d not in used]
+            value = (value.detach().sum(dim=taps, keepdim=True) if taps else value.detach()).double()
+            for place in places:
+                rest = [d for d in range(value.dim()) if d not in place.dims]
+                along = value.sum(dim=rest) if rest else value
+                total += np.bincount(place.classes, along.reshape(-1).cpu().numpy(), self.solution.classes)
         units = torch.from_numpy(np.asarray(self.solution.closure @ total))
         return {group.name: units[torch.from_numpy(group.units)] for group in self.free}
 

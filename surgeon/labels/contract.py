@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import lru_cache
 
 from torch import Tensor
 
@@ -19,7 +20,7 @@ class Operand:
     """A value and the letters of each of its dimensions; ``*`` dimensions have none."""
 
     value: Value
-    tokens: list[Token]
+    tokens: Sequence[Token]
     because: str = ""
 
     def letters(self) -> list[str]:
@@ -40,12 +41,17 @@ class Contraction:
         return extent(shape, self.families, self.letters.index(letter))
 
 
-def spell(tokens: Sequence[Token], rank: int) -> list[Token]:
+def spell(tokens: Sequence[Token], rank: int) -> tuple[Token, ...]:
     """Name each of ``rank`` dimensions: ``...`` becomes letters counted from the right, ``*`` no letter.
 
     >>> spell([("...",), ("i",)], 3)
-    [('...1',), ('...0',), ('i',)]
+    (('...1',), ('...0',), ('i',))
     """
+    return _spell(tuple(tokens), rank)
+
+
+@lru_cache(maxsize=4096)
+def _spell(tokens: tuple[Token, ...], rank: int) -> tuple[Token, ...]:
     wild = rank - sum(token not in (("...",), ("*",)) for token in tokens)
     named: list[Token] = []
     for token in tokens:
@@ -55,7 +61,7 @@ def spell(tokens: Sequence[Token], rank: int) -> list[Token]:
             named.extend([()] * wild)
         else:
             named.append(token)
-    return named
+    return tuple(named)
 
 
 def measure(operands: Sequence[Operand], known: Mapping[str, int]) -> dict[str, int]:

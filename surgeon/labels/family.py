@@ -45,12 +45,18 @@ class Family:
 
 @dataclass(eq=False)
 class Value:
-    """The families of one tensor. ``unbound`` are dimensions of a parameter that no call has used yet."""
+    """The families of one tensor.
+
+    ``unbound`` are dimensions of a parameter that no call has used yet; ``maker`` is the op that made the tensor and
+    ``upstream`` are the layers that it came through last.
+    """
 
     shape: tuple[int, ...]
     families: list[Family] = field(default_factory=list)
     unbound: set[int] = field(default_factory=set)
     leaf: str | None = None
+    maker: int | None = None
+    upstream: frozenset[str] = frozenset()
 
     def along(self, dim: int) -> list[Family]:
         """Return the families that vary along a dimension."""

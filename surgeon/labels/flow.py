@@ -82,8 +82,6 @@ class Flow:
         self.space = Space()
         self.rules = rules
         self.values: WeakTensorKeyDictionary = WeakTensorKeyDictionary()
-        self.sources: WeakTensorKeyDictionary = WeakTensorKeyDictionary()
-        self.makers: WeakTensorKeyDictionary = WeakTensorKeyDictionary()
         self.outputs: set[int] = set()
         self.leaves: dict[str, Value] = {}
         self.ops: list[Op] = []
@@ -141,15 +139,13 @@ class Flow:
         self, call: Call, given: list[Tensor], values: list[Value], before: list[Shape], results: list[Tensor]
     ) -> None:
         parameters = tuple(v.leaf for v in values if v.leaf is not None)
-        upstream = frozenset().union(*(self.sources.get(t, frozenset()) for t in given)) if given else frozenset()
+        upstream = frozenset().union(*(v.upstream for v in values))
         origin = frozenset({call.module}) if parameters else upstream
-        feeds = tuple(sorted({self.makers[t] for t in given if t in self.makers}))
+        feeds = tuple(sorted({v.maker for v in values if v.maker is not None}))
         inplace = any(t is r for t in given for r in results)
-        for tensor in results:
-            self.makers[tensor] = len(self.ops)
-            if tensor not in self.values:
-                self.values[tensor] = solid_value(tensor.shape)
-            self.sources[tensor] = origin
+        made = [self.value(tensor) for tensor in results]
+        for value in made:
+            value.maker, value.upstream = len(self.ops), origin
         self.ops.append(
             Op(
                 call.index,
@@ -158,7 +154,7 @@ class Flow:
                 call.location,
                 # A parameter's families are known only now; an activation may just have been written in place.
                 tuple((v.shape, tuple(v.families)) if v.leaf else shape for v, shape in zip(values, before)),
-                tuple((self.value(t).shape, tuple(self.value(t).families)) for t in results),
+                tuple((v.shape, tuple(v.families)) for v in made),
                 tuple(sorted(upstream)),
                 parameters,
                 _settings(call),
@@ -251,8 +247,9 @@ class Flow:
         """Register the model's outputs: solid."""
         self.space.at = -1
         for tensor in tensors_in(tree):
-            self.outputs |= {self.makers[tensor]} if tensor in self.makers else set()
-            pin_value(self.space, self.value(tensor), "the model's output")
+            value = self.value(tensor)
+            self.outputs |= {value.maker} if value.maker is not None else set()
+            pin_value(self.space, value, "the model's output")
 
 
 def needed(ops: Sequence[Op], outputs: set[int]) -> set[int]:

@@ -136,6 +136,11 @@ def _descend(ladders: Sequence[Ladder], chosen: list[int], saving: np.ndarray, s
         price = np.maximum.accumulate(np.diff(ladder.loss[rung:]) / (steps * saving[which]))
         rows += zip(price.tolist(), [which] * len(steps), (steps * saving[which]).tolist())
     rows.sort()
+    if rows and rows[0][2] >= 1:  # whatever comes next closes the gap: take what loses least, not what saves most
+        closing = {which for _, which, gain in rows if gain >= 1}
+        losses = {i: ladders[i].loss[chosen[i] + 1] - ladders[i].loss[chosen[i]] for i in closing}
+        chosen[min(losses, key=losses.__getitem__)] += 1
+        return True
     closed, taken = 0.0, False
     for _, which, gain in rows:
         if taken and closed + gain > share:

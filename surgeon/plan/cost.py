@@ -160,6 +160,22 @@ def assemble(terms: Iterable[tuple[int, float, Sequence[Dim]]]) -> Cost:
 
 def flops(graph: DependencyGraph) -> Cost:
     """Return the multiply-adds of the recorded forward pass, by node."""
+    return _once(graph, "flops", _flops)
+
+
+def params(graph: DependencyGraph) -> Cost:
+    """Return the number of parameters, by parameter in order of name."""
+    return _once(graph, "params", _params)
+
+
+def _once(graph: DependencyGraph, name: str, build: Callable[[DependencyGraph], Cost]) -> Cost:
+    if name not in graph.costs:
+        graph.costs[name] = build(graph)
+    cost: Cost = graph.costs[name]
+    return cost
+
+
+def _flops(graph: DependencyGraph) -> Cost:
     return assemble(
         (i, coefficient, dims)
         for i, node in enumerate(graph.nodes)
@@ -168,8 +184,7 @@ def flops(graph: DependencyGraph) -> Cost:
     )
 
 
-def params(graph: DependencyGraph) -> Cost:
-    """Return the number of parameters, by parameter."""
+def _params(graph: DependencyGraph) -> Cost:
     return assemble(
         (i, 1, graph.shapes[name]) for i, name in enumerate(sorted(graph.parameters)) if name in graph.shapes
     )

@@ -55,7 +55,8 @@ def run_line(flow: Flow, call: Call, notation: Notation, because: str = "") -> N
         positions.append(given)
     rank = call.result.dim()
     output = _batched(list(notation.output), call.result.shape)
-    notation = Notation(notation.line, notation.arguments, tuple(output), notation.over)
+    if len(output) < len(notation.output):
+        notation = Notation(notation.line, notation.arguments, tuple(output), notation.over)
     leaves = [operand.value.leaf is not None for operand in operands]
     families, common = contract(flow.space, notation, operands, known, rank)
     flow.set(call.result, families)
