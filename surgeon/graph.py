@@ -456,7 +456,7 @@ def _place(name: str, value: Value, family: Family, flow: Flow, solution: Soluti
 def _current(modules: Mapping[str, nn.Module], attribute: Attribute) -> int | None:
     try:
         value = getattr(modules[attribute.owner], attribute.name)
-        return int(value if attribute.index is None else value[attribute.index])
+        return int(value if attribute.item is None else value[attribute.item])
     except (AttributeError, KeyError, TypeError, IndexError, ValueError):
         return None
 

@@ -127,8 +127,8 @@ def _closures(
         if reach.nnz == before:
             break
     _, first, unit_of = np.unique(signatures(reach), return_index=True, return_inverse=True)
-    heads = [seeds[unit_of == u] for u in np.argsort(first)]
-    reach = reach[np.sort(first)].tocoo()
+    heads = np.split(seeds[np.argsort(unit_of, kind="stable")], np.cumsum(np.bincount(unit_of))[:-1])
+    reach = reach[first].tocoo()
     joint = sparse.csr_matrix((reach.data, (reach.row, involved[reach.col])), shape=(len(first), count))
     return sparse.vstack([single, joint]).tocsr(), [*alone[:, None], *heads]
 

@@ -165,7 +165,7 @@ def _ladder(
 
     The loss is ``-log(share of importance that stays)``, once for every layer that the group runs through: a layer
     that loses half of its filters, and then half of the rest, loses the same twice, so no layer is bled dry, and a
-    residual stream weighs as much as all the layers that read it. Its steps are those of LAMP (Lee et al., 2021, eq. 3).
+    residual stream weighs as much as all the layers that read it. Its steps are LAMP scores (Lee et al., 2021, eq. 3).
     """
     size = group.size
     multiple = round_to // gcd(round_to, graph.step_width(group)) if round_to > 1 else 1
@@ -206,7 +206,7 @@ def describe(
     if settlement.conflicts:
         raise SurgeonError(f"sizes contradict each other after the cut: {settlement.conflicts[0]}")
     edits = tuple(
-        Edit(a.owner, a.name, a.index, graph.old[a], new)
+        Edit(a.owner, a.name, a.item, graph.old[a], new)
         for a, new in sorted(settlement.attributes.items(), key=lambda item: str(item[0]))
     )
     return Plan(

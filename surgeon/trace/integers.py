@@ -15,7 +15,7 @@ from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from contextvars import ContextVar
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, NamedTuple
 
 OPERATORS: dict[str, Callable[[int, int], int]] = {
     "+": operator.add,
@@ -26,17 +26,16 @@ OPERATORS: dict[str, Callable[[int, int], int]] = {
 }
 
 
-@dataclass(frozen=True)
-class Attribute:
+class Attribute(NamedTuple):
     """An integer held by a module: ``layer1.0.conv2.groups``, ``norm.normalized_shape[0]``."""
 
     owner: str
     name: str
-    index: int | None = None
+    item: int | None = None
 
     def __str__(self) -> str:
-        item = "" if self.index is None else f"[{self.index}]"
-        return f"{self.owner + '.' if self.owner else ''}{self.name}{item}"
+        place = "" if self.item is None else f"[{self.item}]"
+        return f"{self.owner + '.' if self.owner else ''}{self.name}{place}"
 
 
 @dataclass(frozen=True, eq=False)
@@ -118,7 +117,7 @@ class Tracked(int):
     expression: Expression
 
     def __new__(cls, value: int, source: Expression) -> Tracked:
-        self = super().__new__(cls, value)
+        self = int.__new__(cls, value)
         self.expression = source
         return self
 
@@ -209,7 +208,7 @@ def solve(
     """Find the one unknown attribute of an expression that should equal ``value``.
 
     >>> solve(Arithmetic("*", Attribute("attn", "num_heads"), 64), 640, {}, lambda w: w.size)
-    (Attribute(owner='attn', name='num_heads', index=None), 10)
+    (Attribute(owner='attn', name='num_heads', item=None), 10)
     """
     if isinstance(source, Attribute):
         return None if source in attributes else (source, value)

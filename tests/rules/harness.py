@@ -168,7 +168,8 @@ class Untaken(Flow):
 
     def take(self, tree: Any) -> None:
         self.given_out.append(tree)
-        self.outputs |= {self.makers[tensor] for tensor in tensors_in(tree) if tensor in self.makers}
+        with mock.patch("surgeon.labels.flow.pin_value"):
+            super().take(tree)
 
 
 def recorded(model: Square, inputs: tuple[Tensor, ...]) -> Trial:

@@ -1,0 +1,241 @@
+"""Squares of slices, indices and lookups."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+import torch
+
+from tests.rules.harness import Case, square
+
+
+def _all(shape: tuple[int, ...], but: tuple[int, ...] = ()) -> str:
+    """Name all dimensions of ``x`` but some."""
+    return " ".join(f"x:{d}" for d in range(len(shape)) if d not in but)
+
+
+# -- slices ------------------------------------------------------------------------------------------
+
+
+@square("getitem", examples=60)
+def test_slices_with_bounds_that_can_follow(case: Case) -> None:
+    n, c = case.size(2, 4), case.size(3, 6)
+    start, stop = case.size(0, c - 1), case.size(1, c)
+    take = case.of(
+        lambda m: m.x[:, : m.stop],
+        lambda m: m.x[:, m.start :],
+        lambda m: m.x[:, -m.stop :],
+        lambda m: m.x[:, : -m.stop] if m.stop < c else m.x,
+        lambda m: m.x[..., m.start :],
+        lambda m: m.x[:, m.start : m.start + m.stop],
+        lambda m: (m.x[:, : m.stop], m.x[:, m.stop :]),
+    )
+    case.check(take, x=case.tensor(n, c), start=start, stop=stop)
+
+
+@square("getitem")
+def test_a_slice_and_the_rest(case: Case) -> None:
+    n, a, b = case.size(2, 4), case.size(2, 4), case.size(2, 4)
+    split = case.of(
+        lambda m: (m.x[:, : m.a], m.x[:, m.a :]),
+        lambda m: (m.x[:, : m.a], m.x[:, -m.b :]),
+        lambda m: (m.x.narrow(1, 0, m.a), m.x.narrow(1, m.a, m.b)),
+    )
+    case.check(split, x=case.tensor(n, a + b), a=a, b=b, dress=False, cut="x:0")
+
+
+@square("getitem", examples=40)
+def test_slices_with_literal_bounds(case: Case) -> None:
+    shape = case.shape(case.size(1, 3), 2, 5)
+    dim = case.size(0, len(shape) - 1)
+    bound = st_slice(case, shape[dim])
+    index = (slice(None),) * dim + (bound,)
+    case.check(lambda m: m.x[index], x=case.tensor(*shape), cut=_all(shape, (dim,)))
+
+
+def st_slice(case: Case, size: int) -> slice:
+    start, stop = (case.of(None, *range(-size, size + 2)) for _ in range(2))
+    return slice(start, stop, case.of(None, 1, 2, 3))
+
+
+@square("getitem")
+def test_a_stride_keeps_the_dimension(case: Case) -> None:
+    n, c = case.size(2, 3), case.size(3, 5)
+    case.check(lambda m: m.x[:, ::2], x=case.tensor(n, c), cut="x:0", stays={"x:1": "getitem"})
+
+
+@square("getitem")
+def test_whole_slices_are_free(case: Case) -> None:
+    n, c = case.shape(2, 2, 5)
+    take = case.of(lambda x: x[:], lambda x: x[:, :], lambda x: x[...], lambda x: x[:, 0:], lambda x: x[None, ..., :, None])
+    case.check(lambda m: take(m.x), x=case.tensor(n, c), cut="x:0 x:1")
+
+
+@square("getitem", "mul")
+def test_halves_by_computed_bounds(case: Case) -> None:
+    n, c = case.size(2, 3), case.size(2, 4)
+
+    def rotate(m: Any) -> Any:
+        half = m.x.shape[-1] // 2
+        return torch.cat((-m.x[..., half:], m.x[..., :half]), -1) * m.x
+
+    case.check(rotate, x=case.signed(n, 2 * c), cut="x:0")
+
+
+# -- indices -----------------------------------------------------------------------------------------
+
+
+@square("getitem", examples=80)
+def test_constant_indices(case: Case) -> None:
+    n, h, w = case.shape(3, 2, 4)
+    i, j = case.size(-n, n - 1), case.size(0, h - 1)
+    mask_n, mask_nh = torch.rand(n) > 0.4, torch.rand(n, h) > 0.4
+    k = case.size(1, 3)
+    rows, columns = torch.randint(n, (k,)), torch.randint(h, (k,))
+    index = case.of(
+        i,
+        (i, j),
+        (slice(None), j),
+        (..., i % w),
+        (None, i, ..., None),
+        rows,
+        (slice(None), columns),
+        (rows, columns),
+        (rows, slice(None), torch.randint(w, (k,))),
+        (rows[:, None], columns),
+        rows.tolist(),
+        (slice(None), columns.tolist()),
+        mask_n,
+        mask_nh,
+        (slice(None), torch.rand(h) > 0.4),
+        (..., mask_n.new_ones(w)),
+        (i, slice(None), torch.randint(w, (k,))),
+    )
+    case.check(lambda m: m.x[index], x=case.tensor(n, h, w))
+
+
+@pytest.mark.parametrize("index", [0, (0,), [0, 1], torch.tensor([1, 0]), torch.tensor([True, False])])
+@square("getitem", examples=6)
+def test_an_index_keeps_its_dimension(case: Case, index: Any) -> None:
+    c = case.size(2, 4)
+    case.check(lambda m: m.x[index], x=case.tensor(2, c), cut="x:1", stays={"x:0": "index"})
+
+
+@square("getitem", "add")
+def test_a_table_looked_up_by_a_buffer(case: Case) -> None:
+    # relative position bias: a table [places, heads], an index buffer, heads that may go
+    places, heads, t = case.size(3, 5), case.size(2, 4), case.size(1, 3)
+    index = torch.randint(places, (t, t))
+    case.check(
+        lambda m: m.table[m.index.view(-1)].view(t, t, -1).permute(2, 0, 1) + m.x,
+        table=case.signed(places, heads),
+        x=case.signed(2, heads, t, t),
+        index=index,
+        dress=("x",),
+        cut="table:1 x:1",
+        stays={"table:0": "index"},
+    )
+
+
+@square("select", examples=20)
+def test_select(case: Case) -> None:
+    shape = case.shape(case.size(2, 3), 2, 4)
+    dim = case.dim(len(shape))
+    at, along = case.size(-shape[dim], shape[dim] - 1), dim % len(shape)
+    case.check(
+        lambda m: m.x.select(dim, at), x=case.tensor(*shape), cut=_all(shape, (along,)), stays={f"x:{along}": "index"}
+    )
+
+
+@square("narrow", examples=40)
+def test_narrow(case: Case) -> None:
+    shape = case.shape(case.size(1, 3), 2, 5)
+    dim = case.dim(len(shape))
+    start = case.size(0, shape[dim] - 1)
+    length = case.size(1, shape[dim] - start)
+    case.check(
+        lambda m: torch.narrow(m.x, dim, m.start, m.length),
+        x=case.tensor(*shape),
+        start=start,
+        length=length,
+        cut=_all(shape, (dim % len(shape),)),
+    )
+
+
+@square("gather", examples=40)
+def test_gather(case: Case) -> None:
+    n, c, k = case.shape(3, 2, 4)
+    rows = case.of(n, n, n - 1)
+    index = torch.randint(c, (rows, k))
+    case.check(lambda m: m.x.gather(1, m.index), x=case.tensor(n, c), index=index, stays={"x:1": ""})
+
+
+@square("gather", "topk")
+def test_gather_by_places_that_follow(case: Case) -> None:
+    n, c, d = case.shape(3, 2, 4)
+    case.check(lambda m: m.x.gather(1, m.x.topk(2, 1).indices), x=case.signed(n, c), cut="x:0", stays={"x:1": ""})
+
+
+# -- writing -----------------------------------------------------------------------------------------
+
+
+@square("setitem", examples=60)
+def test_writing_a_region(case: Case) -> None:
+    n, c, k = case.size(2, 4), case.size(3, 5), case.size(1, 2)
+    region, shape = case.of(
+        ((slice(None), slice(None)), (n, c)),
+        ((slice(None), slice(None)), (c,)),
+        ((slice(None), slice(None, k)), (n, k)),
+        ((slice(None), slice(k, None)), (n, c - k)),
+        ((slice(None), slice(k, None)), (n, 1)),
+        ((0,), (c,)),
+        ((slice(None), 1), (n,)),
+        ((torch.arange(n),), (n, c)),
+        ((...,), (n, c)),
+    )
+
+    def write(m: Any) -> Any:
+        y = m.x.clone()
+        y[region] = m.y
+        return y
+
+    case.check(write, x=case.tensor(n, c), y=case.tensor(*shape))
+
+
+@square("setitem")
+def test_writing_a_number(case: Case) -> None:
+    n, c = case.shape(2, 2, 4)
+
+    def write(m: Any) -> Any:
+        y = m.x.clone()
+        y[:, : m.k] = 0.0
+        return y
+
+    case.check(write, x=case.tensor(n, c), k=case.size(1, c - 1), cut="x:0")
+
+
+@square("setitem", must_cut=False)
+def test_writing_into_an_input_keeps_what_is_written(case: Case) -> None:
+    n, c = case.shape(2, 2, 4)
+
+    def write(m: Any, s: Any) -> Any:
+        s = s.clone()
+        s[:, :c] = m.x
+        return s
+
+    stays = {"x:0": "setitem", "x:1": "setitem"}
+    case.check(write, inputs=(case.tensor(n, c + 1),), x=case.tensor(n, c), stays=stays)
+
+
+@square("new_zeros", "setitem")
+def test_filling_an_empty_tensor(case: Case) -> None:
+    n, a, b = case.shape(3, 2, 4)
+
+    def fill(m: Any) -> Any:
+        y = m.x.new_zeros(m.x.shape[0], m.a + m.b)
+        y[:, : m.a] = m.x
+        y[:, m.a :] = m.z
+        return y
+
+    case.check(fill, x=case.tensor(n, a), z=case.tensor(n, b), a=a, b=b, dress=False)
