@@ -51,22 +51,26 @@ def as_arguments(example_inputs: Any) -> tuple[tuple[Any, ...], dict[str, Any]]:
 
 @contextmanager
 def untouched(model: nn.Module) -> Iterator[None]:
-    """Leave every module's attributes, buffers, train/eval flags and the random state as they were."""
-    saved = [(m, dict(vars(m)), dict(m._parameters), dict(m._buffers), dict(m._modules)) for m in model.modules()]
+    """Leave every module's attributes, registries, hooks, train/eval flags and the random state as they were."""
+    saved = [
+        (vars(module), dict(vars(module)), [(v, dict(v)) for v in vars(module).values() if isinstance(v, dict)])
+        for module in model.modules()
+    ]
     devices = sorted({p.device.index or 0 for p in model.parameters() if p.device.type == "cuda"})
     try:
         with torch.random.fork_rng(devices=devices):
             yield
     finally:
-        for module, attributes, *registries in saved:
-            _restore(vars(module), attributes)
-            for registry, entries in zip((module._parameters, module._buffers, module._modules), registries):
+        for attributes, before, registries in saved:
+            _restore(attributes, before)
+            for registry, entries in registries:
                 _restore(registry, entries)
 
 
 def _restore(registry: Any, entries: Any) -> None:
-    registry.clear()
-    registry.update(entries)
+    if registry.keys() != entries.keys() or any(registry[k] is not v for k, v in entries.items()):
+        registry.clear()
+        registry.update(entries)
 
 
 @contextmanager

@@ -17,7 +17,7 @@ from surgeon.labels.rules import RULES
 from surgeon.labels.sizes import Constraint
 from surgeon.labels.space import Space
 from surgeon.modules import as_arguments
-from surgeon.trace import Attribute, Width, evaluate, record
+from surgeon.trace import Attribute, Width, record
 from surgeon.trace.integers import Ledger
 
 # Widths that layers declare and no forward reads: attribute -> (operand or result, dimension of an unbatched
@@ -115,20 +115,9 @@ def _constraints(flow: Flow, entries: Ledger) -> list[Constraint]:
         found.append(Constraint(use.expression, right, use.at, use.what))
     for c in entries.comparisons:
         found.append(Constraint(c.left, c.right, -1, f"compared at {c.source}", c.relation, c.outcome))
-    for expression, source in entries.escapes:
-        value = _old_value(expression)
-        if value is not None:
-            found.append(Constraint(expression, value, -1, f"read as a number at {source}"))
+    for expression, value, source in entries.escapes:
+        found.append(Constraint(expression, value, -1, f"read as a number at {source}"))
     return found
-
-
-def _old_value(expression: Any) -> int | None:
-    """Return what an escaped expression was worth, when no attribute is in it; attributes keep theirs."""
-    return evaluate(expression, _Old(), lambda width: width.size)
-
-
-class _Old(dict[Attribute, int]):
-    """Looks nothing up: expressions with attributes have no value of their own."""
 
 
 def _declared(model: nn.Module, ops: Sequence[Op]) -> list[Constraint]:

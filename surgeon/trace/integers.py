@@ -89,7 +89,7 @@ class Ledger:
     """What happened to tracked integers besides being used as sizes."""
 
     comparisons: list[Comparison] = field(default_factory=list)
-    escapes: list[tuple[Expression, str]] = field(default_factory=list)
+    escapes: list[tuple[Expression, int, str]] = field(default_factory=list)
     where: Callable[[], str] = lambda: "?"
 
 
@@ -162,7 +162,7 @@ def _escape(method: str) -> Callable[..., Any]:
     def apply(self: Tracked, *others: Any) -> Any:
         entries = _ledger.get()
         if entries is not None:
-            entries.escapes.append((self.expression, entries.where()))
+            entries.escapes.append((self.expression, int(self), entries.where()))
         return compute(self, *others)
 
     return apply

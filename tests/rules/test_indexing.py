@@ -49,12 +49,12 @@ def test_a_slice_and_the_rest(case: Case) -> None:
 def test_slices_with_literal_bounds(case: Case) -> None:
     shape = case.shape(case.size(1, 3), 2, 5)
     dim = case.size(0, len(shape) - 1)
-    bound = st_slice(case, shape[dim])
+    bound = _slice(case, shape[dim])
     index = (slice(None),) * dim + (bound,)
     case.check(lambda m: m.x[index], x=case.tensor(*shape), cut=_all(shape, (dim,)))
 
 
-def st_slice(case: Case, size: int) -> slice:
+def _slice(case: Case, size: int) -> slice:
     start, stop = (case.of(None, *range(-size, size + 2)) for _ in range(2))
     return slice(start, stop, case.of(None, 1, 2, 3))
 
@@ -163,12 +163,12 @@ def test_narrow(case: Case) -> None:
     )
 
 
-@square("gather", examples=40)
+@square("gather", must_cut=False, examples=20)
 def test_gather(case: Case) -> None:
     n, c, k = case.shape(3, 2, 4)
     rows = case.of(n, n, n - 1)
     index = torch.randint(c, (rows, k))
-    case.check(lambda m: m.x.gather(1, m.index), x=case.tensor(n, c), index=index, stays={"x:1": ""})
+    case.check(lambda m: m.x.gather(1, m.index), x=case.tensor(n, c), index=index, stays={"x:0": "", "x:1": ""})
 
 
 @square("gather", "topk")
