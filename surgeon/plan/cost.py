@@ -13,7 +13,8 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 if TYPE_CHECKING:
-    from surgeon.graph import Counted, DependencyGraph, Node
+    from surgeon.counts import Counted, Node
+    from surgeon.graph import DependencyGraph
 
     Dim = int | Counted
     Formula = Callable[[Node], "list[tuple[float, Sequence[Dim]]]"]

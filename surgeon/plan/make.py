@@ -15,7 +15,8 @@ from surgeon.plan.allocate import Budget, Ladder, by_ratio_globally, by_ratio_lo
 from surgeon.plan.plan import Cut, Edit, GroupCut, LayerCost, Masked, Plan, Selection
 
 if TYPE_CHECKING:
-    from surgeon.graph import Counted, DependencyGraph, Group
+    from surgeon.counts import Counted
+    from surgeon.graph import DependencyGraph, Group
 
 Amount = "float | int | str | None"
 

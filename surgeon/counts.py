@@ -1,0 +1,105 @@
+"""Symbolic shapes: dimensions that are counts of surviving labels, and ops that carry them."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from scipy import sparse
+from torch import Tensor
+
+from surgeon.labels.family import Extent, Family, extent
+from surgeon.labels.flow import Shape
+from surgeon.labels.units import Solution
+
+
+@dataclass(frozen=True)
+class Counted:
+    """A dimension that can shrink: ``counts[count]``, divided by ``counts[rows]`` where rows are given."""
+
+    count: int
+    rows: int | None
+    size: int
+
+    def of(self, counts: np.ndarray) -> int | None:
+        """Return the width under new counts; None when rows would be of unequal length."""
+        total = int(counts[self.count])
+        if self.rows is None:
+            return total
+        rows = int(counts[self.rows])
+        return total // rows if rows and total % rows == 0 else None
+
+    def __str__(self) -> str:
+        return str(self.size)
+
+
+class Counts:
+    """Register of counted widths: each is a multiset of label classes."""
+
+    def __init__(self, solution: Solution) -> None:
+        self.solution = solution
+        self.rows: list[np.ndarray] = []
+        self._by_content: dict[bytes, int] = {}
+        self._by_tensor: dict[int, tuple[int, Tensor]] = {}
+        self._by_shape: dict[tuple[Any, ...], tuple[tuple[int | Counted, ...], tuple[Family, ...]]] = {}
+
+    def add(self, labels: Tensor) -> int:
+        known = self._by_tensor.get(id(labels))
+        if known is not None:
+            return known[0]
+        classes = np.sort(self.solution.class_of[labels.reshape(-1).numpy()])
+        number = self._by_content.setdefault(classes.tobytes(), len(self.rows))
+        if number == len(self.rows):
+            self.rows.append(classes)
+        self._by_tensor[id(labels)] = (number, labels)
+        return number
+
+    def dim(self, width: Extent | int) -> int | Counted:
+        """Lower a width to a constant or a count."""
+        if isinstance(width, int):
+            return width
+        rows = None if width.rows is None else self.add(width.rows)
+        return Counted(self.add(width.labels), rows, width.size)
+
+    def shape(self, shape: Shape) -> tuple[int | Counted, ...]:
+        """Lower a shape; the result of one op is the operand of the next, so each is looked at once."""
+        sizes, families = shape
+        if not families:
+            return sizes
+        key = (sizes, *map(id, families))
+        known = self._by_shape.get(key)
+        if known is None:
+            known = self._by_shape[key] = (self._lowered(shape), families)
+        return known[0]
+
+    def _lowered(self, shape: Shape) -> tuple[int | Counted, ...]:
+        sizes, families = shape
+        return tuple(self.dim(extent(sizes, families, dim)) for dim in range(len(sizes)))
+
+    def matrix(self) -> sparse.csr_matrix:
+        """Return how often each class occurs in each width, ``[widths, classes]``."""
+        lengths = [len(row) for row in self.rows]
+        columns = np.concatenate(self.rows) if self.rows else np.zeros(0, np.int64)
+        rows = np.repeat(np.arange(len(self.rows)), lengths)
+        shape = (len(self.rows), self.solution.classes)
+        return sparse.csr_matrix((np.ones(len(columns), np.int32), (rows, columns)), shape=shape)
+
+
+@dataclass(frozen=True, eq=False)
+class Node:
+    """One recorded op with symbolic shapes: the cost model reads these."""
+
+    index: int
+    name: str
+    module: str
+    source: str
+    operands: tuple[tuple[int | Counted, ...], ...]
+    results: tuple[tuple[int | Counted, ...], ...]
+    parameters: tuple[str, ...]
+    settings: Mapping[str, Any]
+    needed: bool = True
+
+    def __str__(self) -> str:
+        return f"{self.name} in {self.module or 'the model'} ({self.source})"
