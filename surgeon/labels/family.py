@@ -128,11 +128,17 @@ def with_rows(space: Space, labels: Tensor, parents: Sequence[Family]) -> Family
         row = leaf.ancestor(prefix)
         if row is None:
             table = as_table(inner.labels, prefix)
-            column = space.project(table) if swapped else space.split(table)
+            column = space.project(table, _rest(leaf, inner, prefix)) if swapped else space.split(table)
             row = Family(column.view([s if i in prefix else 1 for i, s in enumerate(labels.shape)]))
             found.append(row)
         inner = row
     return Family(labels, tuple(found))
+
+
+def _rest(leaf: Family, cells: Family, dims: Dims) -> Tensor | None:
+    """Return the labels of rows along the dimensions of ``cells`` that are not among ``dims``, if they have any."""
+    row = leaf.ancestor(tuple(d for d in cells.dims if d not in dims))
+    return None if row is None else row.labels
 
 
 def as_table(labels: Tensor, dims: Dims) -> Tensor:
@@ -188,7 +194,7 @@ def project(space: Space, family: Family, keep: Iterable[int]) -> Family | None:
     if found is not None:
         return found
     base = min((f for f in (family, *family.parents) if set(dims) <= set(f.dims)), key=lambda f: len(f.dims))
-    labels = space.project(as_table(base.labels, dims))
+    labels = space.project(as_table(base.labels, dims), _rest(base, base, dims))
     return with_rows(space, labels.view([s if i in dims else 1 for i, s in enumerate(base.labels.shape)]), ())
 
 

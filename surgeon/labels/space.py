@@ -43,6 +43,16 @@ class Implication:
 
 
 @dataclass(frozen=True, eq=False)
+class Meeting:
+    """``cell[i]`` lives iff ``one[i]`` and ``other[i]`` live: what kills it has to kill one of them."""
+
+    cell: np.ndarray
+    one: np.ndarray
+    other: np.ndarray
+    at: int
+
+
+@dataclass(frozen=True, eq=False)
 class Table:
     """Every surviving row of ``cells [rows, columns]`` keeps the same number of them."""
 
@@ -59,6 +69,7 @@ class Space:
         self.equalities: list[tuple[np.ndarray, np.ndarray, int]] = []
         self.implications: list[Implication] = []
         self.tables: list[Table] = []
+        self.meetings: list[Meeting] = []
         self.pins: list[tuple[np.ndarray, Reason]] = []
         self.bound: list[tuple[np.ndarray, Reason]] = []
 
@@ -85,14 +96,16 @@ class Space:
         self.balance(cells)
         return parents
 
-    def project(self, cells: Tensor) -> Tensor:
+    def project(self, cells: Tensor, rows: Tensor | None) -> Tensor:
         """Give parents to the columns of a table, ``cells [columns, rows]``; returns ``[columns]``.
 
-        A cell is now the meeting of its row and its column and no longer dies alone.
+        A cell is now the meeting of its column and its row, where ``rows`` has labels, and no longer dies alone.
         """
         parents = self.fresh(cells.shape[0])
         self._imply(cells, parents)
         self.bind(cells, "the same column of every row goes together")
+        if rows is not None:
+            self._meet(cells, parents[:, None], rows.reshape(1, -1))
         return parents
 
     def product(self, a: Tensor, b: Tensor) -> Tensor:
@@ -102,6 +115,7 @@ class Space:
         for side in (a, b):
             self.implications.append(Implication(flat(both), flat(side), self.at))
         self.bind(both, "lives where two dimensions meet")
+        self._meet(both, a, b)
         return both
 
     def pin(self, labels: Tensor, reason: str) -> None:
@@ -115,6 +129,10 @@ class Space:
     def balance(self, cells: Tensor) -> None:
         """Surviving rows of ``cells [rows, columns]`` keep equally many of them."""
         self.tables.append(Table(flat(cells).reshape(cells.shape), self.at))
+
+    def _meet(self, cells: Tensor, one: Tensor, other: Tensor) -> None:
+        one, other = one.expand(cells.shape), other.expand(cells.shape)
+        self.meetings.append(Meeting(flat(cells), flat(one), flat(other), self.at))
 
     def _imply(self, cells: Tensor, parents: Tensor) -> None:
         parent = parents[:, None].expand(cells.shape)

@@ -55,6 +55,11 @@ def solve(space: Space) -> Solution:
     for row in blocked_rows:
         members = closure.indices[closure.indptr[row] : closure.indptr[row + 1]]
         pinned[heads[row]] = known[members].max()
+    for unit, at in _unexplained(space, class_of, closure).items():
+        if pinned[heads[unit]].max() < 0:
+            reasons.append(Reason("single positions of a table would go without their row or column", at))
+            pinned[heads[unit]] = len(reasons) - 1
+            blocked_rows = np.append(blocked_rows, unit)
     free = np.setdiff1d(np.arange(closure.shape[0]), blocked_rows)
     reached = np.zeros(count, bool)
     reached[closure[free].indices] = True
@@ -131,6 +136,20 @@ def _closures(
     reach = reach[first].tocoo()
     joint = sparse.csr_matrix((reach.data, (reach.row, involved[reach.col])), shape=(len(first), count))
     return sparse.vstack([single, joint]).tocsr(), [*alone[:, None], *heads]
+
+
+def _unexplained(space: Space, class_of: np.ndarray, closure: sparse.csr_matrix) -> dict[int, int]:
+    """Return the units that kill a meeting of a row and a column but neither of the two, and the call that says so."""
+    found: dict[int, int] = {}
+    columns = closure.tocsc()
+    for meeting in space.meetings:
+        cell, one, other = (class_of[labels] for labels in (meeting.cell, meeting.one, meeting.other))
+        dead, parents = columns[:, cell], columns[:, one] + columns[:, other]
+        parents.data = np.minimum(parents.data, 1)
+        alone = (dead - dead.multiply(parents)).tocsr()
+        alone.eliminate_zeros()
+        found.update((int(row), meeting.at) for row in np.flatnonzero(np.diff(alone.indptr)))
+    return found
 
 
 def _edges(space: Space, class_of: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
