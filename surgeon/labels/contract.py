@@ -111,7 +111,9 @@ def _frame(space: Space, operand: Operand, common: Contraction, reached: set[str
     value, tokens, sizes = operand.value, operand.tokens, common.sizes
     families = []
     for dim, token in enumerate(tokens):
-        if not token:
+        if not token and dim in value.unbound:
+            value.unbound.discard(dim)
+        elif not token:
             make_solid(space, value, dim, "kernel taps and pixels stay")
         elif dim in value.unbound and not {t for t in token if sizes[t] > 1} <= reached:
             whole = _product_with(token, operand, output, sizes)

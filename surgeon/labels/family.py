@@ -167,16 +167,19 @@ def move(space: Space, value: Value, function: Callable[[Tensor], Tensor]) -> li
     return fuse(space, families)
 
 
-def fuse(space: Space, families: list[Family]) -> list[Family]:
+def fuse(space: Space, families: Sequence[Family]) -> list[Family]:
     """Join families that vary along the same dimensions into one that lives iff all of them live."""
-    joined: dict[Dims, Family] = {}
+    by_dims: dict[Dims, list[Family]] = {}
     for family in families:
-        other = joined.get(family.dims)
-        if other is None:
-            joined[family.dims] = family
-        elif not torch.equal(other.labels, family.labels):
-            joined[family.dims] = with_rows(space, space.product(other.labels, family.labels), other.parents)
-    return list(joined.values())
+        same = by_dims.setdefault(family.dims, [])
+        if not any(torch.equal(family.labels, other.labels) for other in same):
+            same.append(family)
+    return [same[0] if len(same) == 1 else _joined(space, same) for same in by_dims.values()]
+
+
+def _joined(space: Space, families: Sequence[Family]) -> Family:
+    rows = {row.dims: row for family in families for row in family.parents}
+    return with_rows(space, space.product([f.labels for f in families]), list(rows.values()))
 
 
 # -- projection --------------------------------------------------------------------------------------
@@ -206,7 +209,7 @@ def prefix(family: Family, dim: int) -> Family:
 
 def make_solid(space: Space, value: Value, dim: int, reason: str) -> None:
     """A dimension may not shrink: rows may still go as a whole, single positions along it may not."""
-    value.unbound.discard(dim)
+    bind_leaf(space, value, [dim])
     left = fix_all(space, value.families, dim, reason)
     if value.leaf is None:  # what a parameter's labels are pinned for is asked about later
         value.families = left

@@ -113,7 +113,7 @@ class Flow:
             return
         if call.name == "setitem":
             results = [call.args[0]]
-        values = [self.value(tensor) for tensor in given]
+        values = [self.look(tensor) for tensor in given]
         self.space.at, self.current, self.pending = call.index, tuple(given), []
         rule = self.rules.get(call.name)
         shapes = [(v.shape, tuple(v.families)) for v in values]
@@ -143,7 +143,7 @@ class Flow:
         origin = frozenset({call.module}) if parameters else upstream
         feeds = tuple(sorted({v.maker for v in values if v.maker is not None}))
         inplace = any(t is r for t in given for r in results)
-        made = [self.value(tensor) for tensor in results]
+        made = [self.look(tensor) for tensor in results]
         for value in made:
             value.maker, value.upstream = len(self.ops), origin
         self.ops.append(
@@ -167,7 +167,14 @@ class Flow:
     # -- for rules -----------------------------------------------------------------------------------
 
     def value(self, tensor: Tensor) -> Value:
-        """Return what is known about a tensor; one that no call made is solid."""
+        """Return the value of a tensor, with labels along every dimension of a parameter."""
+        return bind_leaf(self.space, self.look(tensor))
+
+    def look(self, tensor: Tensor) -> Value:
+        """Return the value of a tensor as it stands: an unused parameter may yet take the labels that it meets.
+
+        A tensor that no call made is solid.
+        """
         value = self.values.get(tensor)
         if value is None:
             value = self.values[tensor] = solid_value(tensor.shape)
@@ -193,7 +200,7 @@ class Flow:
 
     def reduced(self, tensor: Tensor, dims: Sequence[int]) -> None:
         """Note that the current call takes a sum or statistic over dimensions of one of its tensors."""
-        value = self.value(tensor)
+        value = self.look(tensor)
         families = tuple(f for f in value.families if set(f.dims) & set(dims))
         if families:
             position = next(i for i, t in enumerate(self.current) if t is tensor)
@@ -211,7 +218,7 @@ class Flow:
 
     def origin(self, tensor: Tensor) -> str:
         """Say why a tensor without families is solid."""
-        return "" if self.value(tensor).families else "meets a tensor that can't shrink there"
+        return "" if self.look(tensor).families else "meets a tensor that can't shrink there"
 
     def widen(self, family: Family, rank: int) -> Family:
         """Put dimensions of size 1 in front of a family, up to a rank."""
@@ -225,14 +232,14 @@ class Flow:
         """An op without a rule: nothing that reaches it may be cut."""
         reason = f"{why or 'no rule'} for {call}"
         for tensor in tensors_in([call.args, call.kwargs]):
-            pin_value(self.space, self.value(tensor), reason)
+            pin_value(self.space, self.look(tensor), reason)
         self.unknown_ops[call.index] = reason
         for tensor in tensors_in(call.result):
             self.set(tensor, [])
 
     def solid(self, tensor: Tensor, dims: Sequence[int], reason: str) -> None:
         """Dimensions of a tensor that may not shrink."""
-        value = self.value(tensor)
+        value = self.look(tensor)
         for dim in dims:
             make_solid(self.space, value, dim % len(value.shape), reason)
 
@@ -247,7 +254,7 @@ class Flow:
         """Register the model's outputs: solid."""
         self.space.at = -1
         for tensor in tensors_in(tree):
-            value = self.value(tensor)
+            value = self.look(tensor)
             self.outputs |= {value.maker} if value.maker is not None else set()
             pin_value(self.space, value, "the model's output")
 

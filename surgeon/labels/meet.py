@@ -54,9 +54,10 @@ def _meet(space: Space, a: Frame, b: Frame) -> Frame:
     pairs = [(f, g) for f in a.families for g in b.families if f.dims == g.dims]
     for f, g in pairs:
         _unify(space, f, g)
-    matched = {d for f, _ in pairs for d in f.dims}
-    for dim in sorted((a.present & b.present) - matched):
-        a, b = _meet_along(space, a, b, dim)
+    matched = {id(f) for pair in pairs for f in pair}
+    for dim in sorted(a.present & b.present):
+        if not a.along(dim) or any(id(f) not in matched for f in (*a.along(dim), *b.along(dim))):
+            a, b = _meet_along(space, a, b, dim)
     sizes = tuple(max(s, t) for s, t in zip(a.sizes, b.sizes))
     return Frame(sizes, _strongest(a.families, b.families), solid_because=a.solid_because or b.solid_because)
 

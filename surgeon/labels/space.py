@@ -13,6 +13,7 @@ six kinds of facts while a model runs; ``surgeon.labels.units`` solves them afte
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -44,11 +45,10 @@ class Implication:
 
 @dataclass(frozen=True, eq=False)
 class Meeting:
-    """``cell[i]`` lives iff ``one[i]`` and ``other[i]`` live: what kills it has to kill one of them."""
+    """``cell[i]`` lives iff ``parent[i]`` lives for each of ``parents``: what kills it has to kill one of them."""
 
     cell: np.ndarray
-    one: np.ndarray
-    other: np.ndarray
+    parents: tuple[np.ndarray, ...]
     at: int
 
 
@@ -105,17 +105,17 @@ class Space:
         self._imply(cells, parents)
         self.bind(cells, "the same column of every row goes together")
         if rows is not None:
-            self._meet(cells, parents[:, None], rows.reshape(1, -1))
+            self._meet(cells, (parents[:, None], rows.reshape(1, -1)))
         return parents
 
-    def product(self, a: Tensor, b: Tensor) -> Tensor:
-        """Make labels that live iff both given labels live, position by position."""
-        a, b = torch.broadcast_tensors(a, b)
-        both = self.fresh(*a.shape)
-        for side in (a, b):
-            self.implications.append(Implication(flat(both), flat(side), self.at))
+    def product(self, parts: Sequence[Tensor]) -> Tensor:
+        """Make labels that live iff all the given labels live, position by position."""
+        wide = torch.broadcast_tensors(*parts)
+        both = self.fresh(*wide[0].shape)
+        for part in wide:
+            self.implications.append(Implication(flat(both), flat(part), self.at))
         self.bind(both, "lives where two dimensions meet")
-        self._meet(both, a, b)
+        self._meet(both, wide)
         return both
 
     def pin(self, labels: Tensor, reason: str) -> None:
@@ -130,9 +130,9 @@ class Space:
         """Surviving rows of ``cells [rows, columns]`` keep equally many of them."""
         self.tables.append(Table(flat(cells).reshape(cells.shape), self.at))
 
-    def _meet(self, cells: Tensor, one: Tensor, other: Tensor) -> None:
-        one, other = one.expand(cells.shape), other.expand(cells.shape)
-        self.meetings.append(Meeting(flat(cells), flat(one), flat(other), self.at))
+    def _meet(self, cells: Tensor, parents: Sequence[Tensor]) -> None:
+        wide = tuple(flat(p.expand(cells.shape)) for p in parents)
+        self.meetings.append(Meeting(flat(cells), wide, self.at))
 
     def _imply(self, cells: Tensor, parents: Tensor) -> None:
         parent = parents[:, None].expand(cells.shape)

@@ -143,8 +143,8 @@ def _unexplained(space: Space, class_of: np.ndarray, closure: sparse.csr_matrix)
     found: dict[int, int] = {}
     columns = closure.tocsc()
     for meeting in space.meetings:
-        cell, one, other = (class_of[labels] for labels in (meeting.cell, meeting.one, meeting.other))
-        dead, parents = columns[:, cell], columns[:, one] + columns[:, other]
+        dead = columns[:, class_of[meeting.cell]]
+        parents = sum(columns[:, class_of[labels]] for labels in meeting.parents)
         parents.data = np.minimum(parents.data, 1)
         alone = (dead - dead.multiply(parents)).tocsr()
         alone.eliminate_zeros()

@@ -150,6 +150,11 @@ def _filled(value: float) -> Statistic:
     return statistic
 
 
+def _aminmax(func: Any, x: Tensor, keep: Tensor, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+    low, high = (_filled(fill)(func, x, keep, args, kwargs) for fill in (float("inf"), float("-inf")))
+    return type(low)((low[0], high[1]))
+
+
 def _affine(x: Tensor, weight: Tensor | None, bias: Tensor | None, shape: Sequence[int]) -> Tensor:
     x = x if weight is None else x * weight.view(*shape)
     return x if bias is None else x + bias.view(*shape)
@@ -196,6 +201,8 @@ def _softmax(func: Any, x: Tensor, keep: Tensor, args: tuple[Any, ...], kwargs: 
 
 STATISTICS: dict[str, Statistic] = {
     "mean": _mean,
+    "nanmean": _mean,
+    "aminmax": _aminmax,
     "var": _spread(root=False, with_mean=False),
     "std": _spread(root=True, with_mean=False),
     "var_mean": _spread(root=False, with_mean=True),

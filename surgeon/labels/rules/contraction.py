@@ -8,7 +8,6 @@ from typing import Any
 from torch import Tensor
 
 from surgeon.labels.contract import Operand, contract, spell
-from surgeon.labels.family import fix
 from surgeon.labels.flow import Flow
 from surgeon.labels.notation import Notation, parse
 from surgeon.trace import Call
@@ -45,11 +44,12 @@ def run_line(flow: Flow, call: Call, notation: Notation, because: str = "") -> N
     for argument in notation.arguments:
         given = call.argument(argument.position, argument.name)
         if argument.size is not None:
+            given = 1 if given is None else given
             known[argument.size] = int(given)
             sizes.append((given, argument.size))
         if argument.dims is None or not isinstance(given, Tensor):
             continue
-        value = flow.value(given)
+        value = flow.look(given)
         tokens = _batched(list(argument.dims), value.shape)
         operands.append(Operand(value, spell(tokens, len(value.shape)), flow.origin(given)))
         positions.append(given)
@@ -82,13 +82,10 @@ def _statistics(
     spelled_over = {letter for token in spell([(o,) for o in notation.over], 9) for letter in token}
     zeroed = {t for operand, leaf in zip(operands, leaves) if leaf for t in operand.letters()}
     for operand, tensor, leaf in zip(operands, tensors, leaves):
-        reduced = [
-            dim
-            for dim, token in enumerate(operand.tokens)
-            if any((t not in kept and t not in zeroed) or t in spelled_over for t in token)
-        ]
-        if not leaf:
-            flow.reduced(tensor, reduced)
+        # A parameter's cut positions are zero in the reference: sums over them are right, statistics are not.
+        summed = set() if leaf else set(operand.letters()) - kept - zeroed
+        apart = summed | spelled_over
+        flow.reduced(tensor, [dim for dim, token in enumerate(operand.tokens) if apart & set(token)])
 
 
 def line(text: str) -> Callable[[Flow, Call], None]:
@@ -160,7 +157,7 @@ def embedding(flow: Flow, call: Call) -> None:
     weight = call.argument(0, "weight")
     if call.func.__module__ == "torch.nn.functional":
         weight = call.argument(1, "weight")
-    value = flow.value(weight)
+    value = flow.look(weight)
     families, _ = contract(
         flow.space,
         parse("weight[* e] -> * e"),
@@ -176,11 +173,9 @@ def attention(flow: Flow, call: Call) -> None:
     query = call.argument(0, "query")
     if call.argument(6, "scale") is None:
         for tensor in (query, call.argument(1, "key")):
-            value = flow.value(tensor)
-            for family in value.along(len(value.shape) - 1):
-                fix(flow.space, family, len(value.shape) - 1, "the softmax scale 1/sqrt(width) is implicit")
+            flow.solid(tensor, [-1], f"{call.name} divides by the square root of this width")
     for tensor in (call.argument(1, "key"), call.argument(2, "value")):
-        flow.solid(tensor, [-2], "attention normalises over these positions")
+        flow.solid(tensor, [-2], f"{call.name} normalises over these positions")
     heads = ("(h r)", "h", "h") if call.kwargs.get("enable_gqa") else ("", "", "")
     q, k, v = (f"... {h}" for h in heads)
     run_line(flow, call, parse(f"query[{q} l d] key[{k} s d] value[{v} s v] attn_mask[... l s] -> {q} l v"))

@@ -23,7 +23,7 @@ lgamma log log10 log1p log2 log_sigmoid logaddexp logical_and logical_not logica
 long lt masked_fill maximum minimum mish mul multiply nan_to_num ne neg negative not_equal pos positive  pow
 rad2deg real reciprocal relu relu6 remainder mod requires_grad round rrelu rsqrt rsub selu sgn sigmoid sign silu
 sin sinc sinh softplus softshrink softsign special_expit sqrt square sub subtract truediv tan tanh tanhshrink
-threshold to trunc type type_as where xlogy zero fill fill_diagonal imag glu_jvp native_dropout special_erf
+threshold to true_divide trunc type where xlogy zero fill imag glu_jvp native_dropout special_erf
 logsigmoid hardtanh_ stop_gradient alias lift_fresh
 """.split()
 
@@ -38,7 +38,7 @@ def elementwise(flow: Flow, call: Call) -> None:
 
 def together(flow: Flow, tensors: list[Tensor], rank: int) -> list[Family]:
     """Let tensors meet with broadcasting; returns the families of a result of the given rank."""
-    values = [flow.value(tensor) for tensor in tensors]
+    values = [flow.look(tensor) for tensor in tensors]
     if all(v.solid for v in values):
         return []
     if len(values) == 1:
@@ -61,7 +61,7 @@ def statistic(flow: Flow, call: Call) -> None:
     """Softmax and its like: elementwise, with a statistic along one dimension."""
     tensor = call.args[0]
     dim = call.argument(1, "dim")
-    flow.set(call.result, list(bind_leaf(flow.space, flow.value(tensor)).families))
+    flow.set(call.result, list(flow.value(tensor).families))
     flow.reduced(tensor, [int(dim) % tensor.dim()] if dim is not None else range(tensor.dim()))
 
 

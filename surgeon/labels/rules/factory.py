@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from surgeon.labels.family import Family, bind_leaf, fresh_family
+from surgeon.labels.family import Family, fresh_family
 from surgeon.labels.flow import Flow, Rule, is_tracked
 from surgeon.modules import tensors_in
 from surgeon.trace import Call
@@ -29,7 +29,7 @@ def filled(first: int) -> Rule:
 
 def alike(flow: Flow, call: Call) -> None:
     """zeros_like(x): shaped as x."""
-    flow.set(call.result, list(bind_leaf(flow.space, flow.value(call.args[0])).families))
+    flow.set(call.result, list(flow.value(call.args[0]).families))
 
 
 def constant(flow: Flow, call: Call) -> None:

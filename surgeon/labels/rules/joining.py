@@ -70,19 +70,17 @@ def _part(space: Any, value: Value, families: list[Family], rows: Tensor | None,
     if not families:
         labels = torch.zeros((1,) * len(value.shape), dtype=torch.int64) if rows is None else rows
         return labels.expand([size if d == dim else labels.shape[d] for d in range(labels.dim())])
-    labels = families[0].labels
-    for other in families[1:]:
-        labels = space.product(labels, other.labels)
+    parts = [family.labels for family in families]
     if rows is not None and set(families[0].dims) != dims:
-        labels = space.product(labels, rows)
-    return labels
+        parts.append(rows)
+    return parts[0] if len(parts) == 1 else space.product(parts)
 
 
 def pad(flow: Flow, call: Call) -> None:
     """Padding positions get fresh labels; how many there are has to be settable, or they stay."""
     tensor, amounts = call.argument(0, "input"), list(call.argument(1, "pad"))
     mode = call.argument(2, "mode", "constant")
-    value = bind_leaf(flow.space, flow.value(tensor))
+    value = flow.value(tensor)
     rank = len(value.shape)
     padded = {rank - 1 - i: tuple(amounts[2 * i : 2 * i + 2]) for i in range(len(amounts) // 2)}
     padded = {dim: pair for dim, pair in padded.items() if any(int(a) for a in pair)}

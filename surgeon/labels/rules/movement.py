@@ -8,15 +8,14 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from surgeon.labels.family import Value, fresh_family, make_solid, move
+from surgeon.labels.family import Value, fresh_family, make_solid, move, project
 from surgeon.labels.flow import Flow, Rule, is_tracked
 from surgeon.modules import tensors_in
 from surgeon.trace import Call
 
 PLAIN = """
 T mT H mH adjoint t transpose swapaxes swapdims permute movedim moveaxis unsqueeze squeeze flatten ravel
-flip fliplr flipud expand_as view_as reshape_as repeat_interleave tile diagonal
-pixel_shuffle pixel_unshuffle channel_shuffle
+flip fliplr flipud repeat_interleave tile
 """.split()
 
 # ops whose result depends on the place of a position along some dimension: that dimension may not shrink
@@ -26,6 +25,7 @@ PLACED: dict[str, Callable[[Call, Tensor], Sequence[int]]] = {
     "unfold": lambda call, x: _dims(call.argument(1, "dimension"), x),
     "index_select": lambda call, x: _dims(call.argument(1, "dim"), x),
     "take_along_dim": lambda call, x: _dims(call.argument(2, "dim"), x),
+    "diagonal": lambda call, x: (call.argument(2, "dim1", 0), call.argument(3, "dim2", 1)),
     "tril": lambda call, x: (x.dim() - 2, x.dim() - 1),
     "triu": lambda call, x: (x.dim() - 2, x.dim() - 1),
 }
@@ -85,9 +85,16 @@ def _check_sizes(flow: Flow, call: Call, sizes: Sequence[Any], start: int) -> No
             flow.size(size, flow.extent(result, dim), f"size {dim} of {call.name}")
 
 
+def reshape_like(flow: Flow, call: Call) -> None:
+    """view_as and reshape_as: the sizes are those of another tensor, whatever they become."""
+    plain(flow, call)
+    _check_sizes(flow, call, flow.sizes(call.argument(1, "other")), 0)
+
+
 def expand(flow: Flow, call: Call) -> None:
     """A dimension spread from size 1 is free until something meets it, if its size can be set."""
-    sizes = list(given_sizes(call))
+    other = call.argument(1, "other")
+    sizes = list(flow.sizes(other) if isinstance(other, Tensor) else given_sizes(call))
     value = flow.value(call.args[0])
     lead = len(sizes) - len(value.shape)
     plain(flow, call)
@@ -115,6 +122,38 @@ def repeat(flow: Flow, call: Call) -> None:
         if spread and int(count) > 1:
             result.families.append(fresh_family(flow.space, len(times), dim, int(count)))
         flow.size(count, flow.extent(result, dim) if spread else int(count), f"repeat of dimension {dim}")
+
+
+def shuffle_pixels(flow: Flow, call: Call) -> None:
+    """pixel_shuffle: each channel's r x r sub-pixels go together, and become pixels."""
+    tensor, r = call.args[0], int(call.argument(1, "upscale_factor"))
+    dim = tensor.dim() - 3
+    value = flow.value(tensor)
+    flow.solid(tensor, [-1, -2], f"{call.name} reads pixels as a whole")
+    left = [f for family in value.families if (f := project(flow.space, family, range(dim + 1))) is not None]
+    apart = stacked(flow, Value(value.shape, left), dim, value.shape[dim] // r**2)
+    make_solid(flow.space, apart, dim + 1, f"{call.name} needs all {r}x{r} sub-pixels of a channel")
+    moved = move(flow.space, apart, lambda labels: labels.select(dim + 1, 0))
+    flow.set(call.result, moved)
+
+
+def unshuffle_pixels(flow: Flow, call: Call) -> None:
+    """pixel_unshuffle: each channel becomes r x r channels that live with it."""
+    flow.solid(call.args[0], [-1, -2], f"{call.name} reads pixels as a whole")
+    plain(flow, call)
+
+
+def shuffle_channels(flow: Flow, call: Call) -> None:
+    """channel_shuffle: a view as (groups, rest), transposed; every group keeps equally many."""
+    tensor, groups = call.args[0], call.argument(1, "groups")
+    value = flow.value(tensor)
+    apart = stacked(flow, value, 1, int(groups))
+    flow.size(groups, flow.extent(apart, 1), f"groups of {call.name}")
+    swapped = Value(
+        (apart.shape[0], apart.shape[2], apart.shape[1], *apart.shape[3:]),
+        move(flow.space, apart, lambda labels: labels.transpose(1, 2)),
+    )
+    flow.set(call.result, move(flow.space, swapped, lambda labels: labels.flatten(1, 2)))
 
 
 def unbind(flow: Flow, call: Call) -> None:
@@ -206,6 +245,12 @@ RULES: dict[str, Rule] = {
     "unflatten": unflatten,
     "expand": expand,
     "broadcast_to": expand,
+    "expand_as": expand,
+    "view_as": reshape_like,
+    "reshape_as": reshape_like,
+    "pixel_shuffle": shuffle_pixels,
+    "pixel_unshuffle": unshuffle_pixels,
+    "channel_shuffle": shuffle_channels,
     "repeat": repeat,
     "unbind": unbind,
     "chunk": chunk,

@@ -7,7 +7,7 @@ from typing import Any
 
 from torch import Tensor
 
-from surgeon.labels.family import Family, Value, bind_leaf, compact, project
+from surgeon.labels.family import Family, Value, compact, project
 from surgeon.labels.flow import Flow, Rule
 from surgeon.modules import tensors_in
 from surgeon.trace import Call
@@ -49,7 +49,7 @@ def reduced_dims(call: Call, tensor: Tensor) -> list[int]:
 
 def statistic(flow: Flow, call: Call) -> None:
     tensor = call.args[0]
-    value = bind_leaf(flow.space, flow.value(tensor))
+    value = flow.value(tensor)
     dims = reduced_dims(call, tensor)
     flow.reduced(tensor, dims)
     drop(flow, call, value, dims)
@@ -90,7 +90,7 @@ def _squeeze(family: Family, dims: Sequence[int]) -> Family:
 def window(flow: Flow, call: Call) -> None:
     tensor = call.args[0]
     count = WINDOWS[call.name]
-    value = bind_leaf(flow.space, flow.value(tensor))
+    value = flow.value(tensor)
     rank = tensor.dim()
     flow.solid(tensor, range(rank - count, rank), f"{call.name} reads the dimension as a whole")
     keep = range(rank - count)
