@@ -60,7 +60,7 @@ class Facts:
         return columns
 
     def product(self, a: Tensor, b: Tensor) -> Tensor:
-        both = self.space.product(a, b)
+        both = self.space.product((a, b))
         a, b = torch.broadcast_tensors(a, b)
         for side in (a, b):
             for label in set(side.reshape(-1).tolist()):

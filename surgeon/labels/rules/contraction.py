@@ -81,10 +81,10 @@ def _statistics(
     kept = {letter for token in spell(notation.output, rank) for letter in token}
     spelled_over = {letter for token in spell([(o,) for o in notation.over], 9) for letter in token}
     zeroed = {t for operand, leaf in zip(operands, leaves) if leaf for t in operand.letters()}
-    for operand, tensor, leaf in zip(operands, tensors, leaves):
+    for i, (operand, tensor, leaf) in enumerate(zip(operands, tensors, leaves)):
         # A parameter's cut positions are zero in the reference: sums over them are right, statistics are not.
         summed = set() if leaf else set(operand.letters()) - kept - zeroed
-        apart = summed | spelled_over
+        apart = summed if i else summed | spelled_over  # norms take statistics of their input alone
         flow.reduced(tensor, [dim for dim, token in enumerate(operand.tokens) if apart & set(token)])
 
 
