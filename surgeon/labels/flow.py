@@ -11,7 +11,7 @@ from torch.utils.weak import WeakTensorKeyDictionary
 
 from surgeon.errors import SurgeonError
 from surgeon.labels.contract import Operand
-from surgeon.labels.family import Extent, Family, Value, bind_leaf, extent, make_solid, pin_value, solid_value
+from surgeon.labels.family import Extent, Family, Value, bind_leaf, extent, make_solid, pin_value, project, solid_value
 from surgeon.labels.notation import Notation
 from surgeon.labels.space import Space
 from surgeon.modules import tensors_in
@@ -236,6 +236,13 @@ class Flow:
         self.unknown_ops[call.index] = reason
         for tensor in tensors_in(call.result):
             self.set(tensor, [])
+
+    def align(self, tensor: Tensor, dims: Sequence[int]) -> None:
+        """An op mixes positions along dimensions: what they hold along the others has to be the same everywhere."""
+        value = self.value(tensor)
+        for dim in dims:
+            for family in value.along(dim % len(value.shape)):
+                project(self.space, family, set(family.dims) - {dim % len(value.shape)})
 
     def solid(self, tensor: Tensor, dims: Sequence[int], reason: str) -> None:
         """Dimensions of a tensor that may not shrink."""

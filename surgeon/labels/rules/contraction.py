@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any
 
 from torch import Tensor
 
@@ -41,6 +40,7 @@ LINES: dict[str, str] = {
 def run_line(flow: Flow, call: Call, notation: Notation, because: str = "") -> None:
     """Apply a line of notation to a call."""
     operands, positions, known, sizes = [], [], {}, []
+    alone = call.name.startswith("conv") and call.args[0].dim() < call.argument(1, "weight").dim()
     for argument in notation.arguments:
         given = call.argument(argument.position, argument.name)
         if argument.size is not None:
@@ -50,11 +50,11 @@ def run_line(flow: Flow, call: Call, notation: Notation, because: str = "") -> N
         if argument.dims is None or not isinstance(given, Tensor):
             continue
         value = flow.look(given)
-        tokens = _batched(list(argument.dims), value.shape)
+        tokens = _batched(list(argument.dims), alone)
         operands.append(Operand(value, spell(tokens, len(value.shape)), flow.origin(given)))
         positions.append(given)
     rank = call.result.dim()
-    output = _batched(list(notation.output), call.result.shape)
+    output = _batched(list(notation.output), alone)
     if len(output) < len(notation.output):
         notation = Notation(notation.line, notation.arguments, tuple(output), notation.over)
     leaves = [operand.value.leaf is not None for operand in operands]
@@ -66,12 +66,9 @@ def run_line(flow: Flow, call: Call, notation: Notation, because: str = "") -> N
     flow.roles(notation, operands, rank)
 
 
-def _batched(tokens: list[tuple[str, ...]], shape: Any) -> list[tuple[str, ...]]:
-    """Drop the batch letter where an op got an unbatched input: convolutions take [c, h, w] too."""
-    if tokens[:1] != [("n",)]:
-        return tokens
-    fixed = sum(token not in (("...",), ("*",)) for token in tokens)
-    return tokens[1:] if len(shape) < fixed else tokens
+def _batched(tokens: list[tuple[str, ...]], alone: bool) -> list[tuple[str, ...]]:
+    """Drop the batch letter where an op got a single example: convolutions take [c, h, w] too."""
+    return tokens[1:] if alone and tokens[0] == ("n",) else tokens
 
 
 def _statistics(

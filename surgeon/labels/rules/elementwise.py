@@ -61,6 +61,8 @@ def statistic(flow: Flow, call: Call) -> None:
     """Softmax and its like: elementwise, with a statistic along one dimension."""
     tensor = call.args[0]
     dim = call.argument(1, "dim")
+    if dim is not None:
+        flow.align(tensor, [int(dim)])
     flow.set(call.result, list(flow.value(tensor).families))
     flow.reduced(tensor, [int(dim) % tensor.dim()] if dim is not None else range(tensor.dim()))
 
@@ -68,6 +70,7 @@ def statistic(flow: Flow, call: Call) -> None:
 def ordered(flow: Flow, call: Call) -> None:
     """Cumulative sums and the like: positions along the dimension depend on their place, so it stays."""
     tensor = call.args[0]
+    flow.align(tensor, [int(call.argument(1, "dim", -1))])
     flow.solid(tensor, [int(call.argument(1, "dim", -1))], f"{call.name} depends on the place along the dimension")
     flow.set(call.result, list(flow.value(tensor).families))
 

@@ -104,8 +104,21 @@ def select(flow: Flow, call: Call) -> None:
 def gather(flow: Flow, call: Call) -> None:
     """Positions are looked up along one dimension; along the others, the index table stands for the data."""
     tensor, dim, index = (call.argument(i, n) for i, n in enumerate(("input", "dim", "index")))
-    dim = int(dim) % tensor.dim()
-    flow.solid(tensor, [dim], "looked up by index")
+    look_up(flow, call, tensor, int(dim) % tensor.dim(), index)
+
+
+def take_along(flow: Flow, call: Call) -> None:
+    tensor, index, dim = (call.argument(i, n) for i, n in enumerate(("input", "indices", "dim")))
+    if dim is None:
+        return flow.unknown(call, "looking up in a flattened tensor")
+    look_up(flow, call, tensor, int(dim) % tensor.dim(), index)
+
+
+def look_up(flow: Flow, call: Call, tensor: Tensor, dim: int, index: Tensor) -> None:
+    flow.align(tensor, [dim])
+    shorter = [d for d in range(tensor.dim()) if d != dim and index.shape[d] not in (1, tensor.shape[d])]
+    shorter += [d for d in range(tensor.dim()) if d != dim and index.shape[d] == 1 and call.name == "gather"]
+    flow.solid(tensor, [dim, *shorter], f"{call.name} looks up by index")
     value, table = flow.value(tensor), flow.value(index)
     sizes = tuple(1 if i == dim else s for i, s in enumerate(table.shape))
     others = [f for f in value.families if dim not in f.dims]
@@ -125,4 +138,5 @@ RULES: dict[str, Rule] = {
     "narrow": narrow,
     "select": select,
     "gather": gather,
+    "take_along_dim": take_along,
 }

@@ -24,7 +24,6 @@ PLACED: dict[str, Callable[[Call, Tensor], Sequence[int]]] = {
     "rot90": lambda call, x: _dims(call.argument(2, "dims", (0, 1)), x),
     "unfold": lambda call, x: _dims(call.argument(1, "dimension"), x),
     "index_select": lambda call, x: _dims(call.argument(1, "dim"), x),
-    "take_along_dim": lambda call, x: _dims(call.argument(2, "dim"), x),
     "diagonal": lambda call, x: (call.argument(2, "dim1", 0), call.argument(3, "dim2", 1)),
     "tril": lambda call, x: (x.dim() - 2, x.dim() - 1),
     "triu": lambda call, x: (x.dim() - 2, x.dim() - 1),
@@ -53,6 +52,7 @@ def plain(flow: Flow, call: Call) -> None:
 
 def placed(flow: Flow, call: Call) -> None:
     tensor = call.args[0]
+    flow.align(tensor, PLACED[call.name](call, tensor))
     flow.solid(tensor, PLACED[call.name](call, tensor), f"{call.name} depends on the place along the dimension")
     plain(flow, call)
 

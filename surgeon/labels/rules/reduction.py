@@ -63,6 +63,7 @@ def search(flow: Flow, call: Call) -> None:
 
         return elementwise(flow, call)
     dims = reduced_dims(call, tensor)
+    flow.align(tensor, dims)
     flow.solid(tensor, dims, f"{call.name} answers with places along the dimension")
     drop(flow, call, flow.value(tensor), [] if call.name in _KEEPS_RANK else dims)
 
