@@ -132,13 +132,21 @@ def with_rows(space: Space, labels: Tensor, parents: Sequence[Family]) -> Family
             row = Family(column.view([s if i in prefix else 1 for i, s in enumerate(labels.shape)]))
             found.append(row)
         inner = row
+    for row in parents:
+        if row.dims not in prefixes and len(row.dims) > 1:
+            whole = with_rows(space, row.labels, [f for f in found if set(f.dims) < set(row.dims)])
+            found += [f for f in whole.parents if all(f.dims != known.dims for known in found)]
     return Family(labels, tuple(found))
 
 
 def _rest(leaf: Family, cells: Family, dims: Dims) -> Tensor | None:
-    """Return the labels of rows along the dimensions of ``cells`` that are not among ``dims``, if they have any."""
-    row = leaf.ancestor(tuple(d for d in cells.dims if d not in dims))
-    return None if row is None else row.labels
+    """Return the labels of the rows that cross ``dims``, if there are any, arranged as the table of cells is."""
+    rest = {d for d in cells.dims if d not in dims}
+    crossing = [f for f in leaf.parents if rest <= set(f.dims) < set(cells.dims)]
+    if not crossing:
+        return None
+    row = min(crossing, key=lambda f: len(f.dims))
+    return as_table(row.labels.expand(cells.labels.shape), dims)
 
 
 def as_table(labels: Tensor, dims: Dims) -> Tensor:

@@ -99,13 +99,14 @@ class Space:
     def project(self, cells: Tensor, rows: Tensor | None) -> Tensor:
         """Give parents to the columns of a table, ``cells [columns, rows]``; returns ``[columns]``.
 
-        A cell is now the meeting of its column and its row, where ``rows`` has labels, and no longer dies alone.
+        A cell is now the meeting of its column and its row, if ``rows [columns, rows]`` are given, and no longer dies
+        alone.
         """
         parents = self.fresh(cells.shape[0])
         self._imply(cells, parents)
         self.bind(cells, "the same column of every row goes together")
         if rows is not None:
-            self._meet(cells, (parents[:, None], rows.reshape(1, -1)))
+            self._meet(cells, (parents[:, None], rows))
         return parents
 
     def product(self, parts: Sequence[Tensor]) -> Tensor:

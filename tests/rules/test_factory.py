@@ -80,7 +80,12 @@ def test_places(case: Case, name: str) -> None:
     n, c = case.shape(2, 2, 4)
     make = PLACED[name]
     case.check(
-        lambda m: m.x + make(int(m.c)), x=case.tensor(n, c), c=c, cut="x:0", stays={"x:1": ""}, values=name[:4] != "rand"
+        lambda m: m.x + make(int(m.c)),
+        x=case.tensor(n, c),
+        c=c,
+        cut="x:0",
+        stays={"x:1": ""},
+        values=name[:4] != "rand",
     )
 
 

@@ -68,7 +68,9 @@ def test_a_stride_keeps_the_dimension(case: Case) -> None:
 @square("getitem")
 def test_whole_slices_are_free(case: Case) -> None:
     n, c = case.shape(2, 2, 5)
-    take = case.of(lambda x: x[:], lambda x: x[:, :], lambda x: x[...], lambda x: x[:, 0:], lambda x: x[None, ..., :, None])
+    take = case.of(
+        lambda x: x[:], lambda x: x[:, :], lambda x: x[...], lambda x: x[:, 0:], lambda x: x[None, ..., :, None]
+    )
     case.check(lambda m: take(m.x), x=case.tensor(n, c), cut="x:0 x:1")
 
 

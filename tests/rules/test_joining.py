@@ -41,9 +41,7 @@ def test_cat_leaves_each_its_own(case: Case) -> None:
 def test_cat_with_a_number_of_zeros(case: Case) -> None:
     n, a = case.shape(2, 2, 4)
     k = case.size(1, 3)
-    case.check(
-        lambda m: torch.cat((m.x, m.x.new_zeros(m.x.shape[0], k)), 1), x=case.tensor(n, a), cut="x:0 x:1"
-    )
+    case.check(lambda m: torch.cat((m.x, m.x.new_zeros(m.x.shape[0], k)), 1), x=case.tensor(n, a), cut="x:0 x:1")
 
 
 @square("cat", "linear", "view", examples=20)
@@ -95,9 +93,7 @@ def test_branches_weighted_by_a_softmax(case: Case) -> None:
         branches = torch.stack((m.x, m.y), 1)
         return (branches * m.z.view(n, 2, -1).softmax(1)).sum(1)
 
-    case.check(
-        forward, x=case.tensor(n, c), y=case.tensor(n, c), z=case.tensor(n, 2 * c), dress=False, cut="x:1 y:1"
-    )
+    case.check(forward, x=case.tensor(n, c), y=case.tensor(n, c), z=case.tensor(n, 2 * c), dress=False, cut="x:1 y:1")
 
 
 @square("pad", examples=60)

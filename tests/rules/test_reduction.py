@@ -166,7 +166,10 @@ def test_searches_along_a_dimension(case: Case, name: str) -> None:
     shape = case.shape(case.size(2, 3), 2, 4)
     dim, op = case.dim(len(shape)), SEARCHES[name]
     case.check(
-        lambda m: op(m.x, dim), x=case.signed(*shape), cut=_all(len(shape), (dim,)), stays={f"x:{dim % len(shape)}": name}
+        lambda m: op(m.x, dim),
+        x=case.signed(*shape),
+        cut=_all(len(shape), (dim,)),
+        stays={f"x:{dim % len(shape)}": name},
     )
 
 
@@ -211,7 +214,9 @@ def test_pooling(case: Case, name: str) -> None:
     shape = (*case.shape(case.size(1, 2), 2, 3), *[4] * rank)
     lead, op = len(shape) - rank, getattr(F, name)
     stays = {f"x:{d}": name for d in range(lead, len(shape))}
-    case.check(lambda m: op(m.x, 2), x=case.signed(*shape), cut=_all(len(shape), tuple(range(lead, len(shape)))), stays=stays)
+    case.check(
+        lambda m: op(m.x, 2), x=case.signed(*shape), cut=_all(len(shape), tuple(range(lead, len(shape)))), stays=stays
+    )
 
 
 @pytest.mark.parametrize("rank", [1, 2, 3])

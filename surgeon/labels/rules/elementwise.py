@@ -16,14 +16,14 @@ NAMES = """
 abs absolute acos acosh add addcdiv addcmul alpha_dropout angle arccos arccosh arcsin arcsinh arctan arctan2 arctanh
 asin asinh atan atan2 atanh bernoulli bitwise_and bitwise_not bitwise_or bitwise_xor and or xor invert
 bool ceil celu clamp clamp_max clamp_min clip clone contiguous copy cos cosh cpu cuda data deg2rad detach digamma
-div divide dropout dropout1d dropout2d dropout3d alpha_dropout feature_dropout elu eq erf erfc erfinv exp exp2 expm1 fix
+complex div divide dropout dropout1d dropout2d dropout3d alpha_dropout feature_dropout elu eq erf erfc erfinv exp exp2 expm1 fix
 float floor floor_divide floordiv fmax fmin fmod frac ge gelu greater greater_equal gt half bfloat16 double
 hardshrink hardsigmoid hardswish hardtanh hypot i0 int isfinite isinf isnan ldexp le leaky_relu lerp less less_equal
 lgamma log log10 log1p log2 log_sigmoid logaddexp logical_and logical_not logical_or logical_xor logit
 long lt masked_fill maximum minimum mish mul multiply nan_to_num ne neg negative not_equal pos positive  pow
 rad2deg real reciprocal relu relu6 remainder mod requires_grad round rrelu rsqrt rsub selu sgn sigmoid sign silu
 sin sinc sinh softplus softshrink softsign special_expit sqrt square sub subtract truediv tan tanh tanhshrink
-threshold to true_divide trunc type where xlogy zero fill imag glu_jvp native_dropout special_erf
+threshold true_divide trunc type where xlogy zero fill imag glu_jvp native_dropout special_erf
 logsigmoid hardtanh_ stop_gradient alias lift_fresh
 """.split()
 
@@ -57,6 +57,11 @@ def _frame(flow: Flow, value: Value, because: str, rank: int) -> Frame:
     return Frame(lead + value.shape, families, solid_because=because)
 
 
+def converted(flow: Flow, call: Call) -> None:
+    """to and type_as: another tensor only lends its type."""
+    flow.set(call.result, list(flow.value(call.args[0]).families))
+
+
 def statistic(flow: Flow, call: Call) -> None:
     """Softmax and its like: elementwise, with a statistic along one dimension."""
     tensor = call.args[0]
@@ -88,5 +93,6 @@ RULES: dict[str, Rule] = {
     **{name: elementwise for name in dict.fromkeys(NAMES)},
     **{name: statistic for name in ("softmax", "log_softmax", "softmin")},
     **{name: ordered for name in ("cumsum", "cumprod", "logcumsumexp")},
+    **{name: converted for name in ("to", "type_as")},
     "glu": glu,
 }

@@ -73,6 +73,8 @@ def _slice(flow: Flow, tensor: Tensor, dim: int, entry: slice) -> None:
     for bound, what in ((entry.start, "start"), (entry.stop, "stop")):
         if bound is None or int(bound) == 0 or (what == "stop" and int(bound) >= size):
             continue
+        if not -size < int(bound) < size:
+            return flow.solid(tensor, [dim], "a slice that reaches beyond the dimension")
         bound_at(flow, value, dim, bound, what)
 
 

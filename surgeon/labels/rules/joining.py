@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from surgeon.labels.family import Extent, Family, Value, bind_leaf, build, compact, move, pin_value, project
+from surgeon.labels.family import Extent, Family, Value, bind_leaf, build, compact, move, project
 from surgeon.labels.flow import Flow, Rule
 from surgeon.labels.meet import Frame, meet
 from surgeon.trace import Call
@@ -86,9 +86,11 @@ def pad(flow: Flow, call: Call) -> None:
     padded = {dim: pair for dim, pair in padded.items() if any(int(a) for a in pair)}
     cut = {dim for dim in padded if value.along(dim)}
     if cut and (mode not in (None, "constant") or any(int(a) < 0 for d in cut for a in padded[d])):
+        flow.align(tensor, sorted(cut))
         flow.solid(tensor, sorted(cut), f"padded ({mode}) along the dimension")
-        pin_value(flow.space, value, f"padded ({mode}) along the dimension")
-        return flow.set(call.result, [])
+        keep = [d for d in range(rank) if d not in cut]
+        left = [f for family in value.families if (f := project(flow.space, family, keep)) is not None]
+        return flow.set(call.result, left)
     families = []
     for family in value.families:
         families.extend(_padded(flow, family, {d: padded[d] for d in family.dims if d in padded}))

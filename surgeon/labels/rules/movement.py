@@ -52,7 +52,6 @@ def plain(flow: Flow, call: Call) -> None:
 
 def placed(flow: Flow, call: Call) -> None:
     tensor = call.args[0]
-    flow.align(tensor, PLACED[call.name](call, tensor))
     flow.solid(tensor, PLACED[call.name](call, tensor), f"{call.name} depends on the place along the dimension")
     plain(flow, call)
 
@@ -180,14 +179,13 @@ def chunk(flow: Flow, call: Call) -> None:
 def pieces(flow: Flow, call: Call, tensor: Tensor, dim: int, count: int) -> Value | None:
     """Take a dimension apart into equal pieces; None where they can't be equal."""
     value = flow.value(tensor)
-    size = tensor.shape[dim]
-    if not value.along(dim) and dim not in value.unbound:
+    if not value.along(dim):
         pick(flow, call.result, value, lambda labels, i: labels.narrow(dim, 0, call.result[i].shape[dim]))
         return None
     if count == 1:
         flow.set(call.result[0], list(value.families))
         return None
-    if size % count:
+    if len({result.shape[dim] for result in call.result}) > 1:
         flow.solid(tensor, [dim], f"{count} unequal pieces")
         starts = [sum(r.shape[dim] for r in call.result[:i]) for i in range(count)]
         pick(flow, call.result, value, lambda labels, i: labels.narrow(dim, starts[i], call.result[i].shape[dim]))

@@ -32,7 +32,6 @@ WINDOWS: dict[str, int] = {
 }
 
 _DIM_AT = {"norm": 2, "linalg_vector_norm": 2, "kthvalue": 2, "topk": 2}
-_KEEPS_RANK = {"topk", "sort", "argsort", "msort"}
 
 
 def reduced_dims(call: Call, tensor: Tensor) -> list[int]:
@@ -41,6 +40,8 @@ def reduced_dims(call: Call, tensor: Tensor) -> list[int]:
     dim: Any = call.argument(position, "dim", call.kwargs.get("axis"))
     if call.name in ("sort", "argsort", "topk", "kthvalue", "median", "mode") and dim is None:
         dim = -1 if call.name != "median" or len(call.args) > 1 else None
+    if call.name == "msort":
+        return [0]
     if isinstance(dim, bool) or dim is None or (isinstance(dim, (tuple, list)) and not dim):
         return list(range(tensor.dim()))
     dims: Sequence[Any] = dim if isinstance(dim, (tuple, list)) else (dim,)
@@ -65,7 +66,7 @@ def search(flow: Flow, call: Call) -> None:
     dims = reduced_dims(call, tensor)
     flow.align(tensor, dims)
     flow.solid(tensor, dims, f"{call.name} answers with places along the dimension")
-    drop(flow, call, flow.value(tensor), [] if call.name in _KEEPS_RANK else dims)
+    drop(flow, call, flow.value(tensor), dims)
 
 
 def drop(flow: Flow, call: Call, value: Value, dims: Sequence[int]) -> None:
