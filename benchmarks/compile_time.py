@@ -1,7 +1,7 @@
 """How long a cut takes, next to torch-pruning 1.6.1, in one run, alternating, medians of five.
 
-Ours: trace + score + plan + operate. Theirs: ``BasePruner`` build + step. Both cut in place, on a deep copy made outside
-the clock, and remove half of every group by L1 norm at 224x224.
+Ours: trace + score + plan + operate. Theirs: ``BasePruner`` build + step. Both cut in place, on a deep copy made
+outside the clock, and remove half of every group by L1 norm at 224x224.
 """
 
 from __future__ import annotations

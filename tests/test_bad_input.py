@@ -58,7 +58,7 @@ def test_model_without_weights() -> None:
 
 @pytest.mark.parametrize("keep", ["conv3", ["stem", "conv3"], {"out": "conv3"}])
 def test_unknown_layer_in_keep_names_the_nearest(keep: Any) -> None:
-    with pytest.raises(errors.UnknownLayer, match="did you mean 'conv2', 'conv1'|did you mean 'conv1', 'conv2'"):
+    with pytest.raises(errors.UnknownLayer, match=r"did you mean 'conv2', 'conv1'|did you mean 'conv1', 'conv2'"):
         surgeon.trace(Residual(), image(), keep=keep)
 
 

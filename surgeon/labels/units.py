@@ -262,7 +262,7 @@ def _links(
     """Link atoms that take unevenly from the rows of one table: they have to go together."""
     links: list[tuple[int, int]] = []
     uneven: set[int] = set()
-    last: dict[int, int] = {}
+    last: dict[tuple[int, bool], int] = {}
     for a, atom in enumerate(atoms):
         unit = atom[0]
         touched = partial.indices[partial.indptr[unit] : partial.indptr[unit + 1]]
@@ -275,9 +275,11 @@ def _links(
             if inside.sum() == left and len(np.unique(counts[inside])) == 1:
                 continue
             uneven.add(a)
-            if table in last:
-                links.append((last[table], a))
-            last[table] = a
+            # Columns make up for columns, and units that take whole rows elsewhere for units of their kind.
+            key = (int(table), len(gone) > 0)
+            if key in last:
+                links.append((last[key], a))
+            last[key] = a
     return links, uneven
 
 

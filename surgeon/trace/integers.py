@@ -240,6 +240,6 @@ _INVERSE_RIGHT: dict[str, Callable[[int, int], int | None]] = {
     "+": lambda value, known: value - known,
     "-": lambda value, known: known - value,
     "*": _exact,
-    "//": lambda value, known: _exact(known, value),
+    "//": lambda value, known: _exact(known, value) or None,  # nothing is divided by zero
     "%": lambda value, known: None,
 }

@@ -18,8 +18,8 @@ dimensions that share one family of labels, as heads and their columns do.
 from __future__ import annotations
 
 import functools
-import inspect
 import importlib
+import inspect
 import os
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field

@@ -132,13 +132,16 @@ def test_meeting_an_input(case: Case) -> None:
     case.check(lambda m, s: m.x + s, inputs=(case.tensor(n, 1),), x=case.tensor(n, c), cut="x:1", stays={"x:0": "add"})
 
 
-@pytest.mark.parametrize("name", ["add_", "sub_", "mul_", "div_", "copy_"])
-@square("clone", examples=6)
+@pytest.mark.parametrize("name", ["add", "sub", "mul", "div", "copy"])
+@square("add", "sub", "mul", "div", "copy", examples=6)
 def test_writing_a_second_tensor_into_the_first(case: Case, name: str) -> None:
     shape = case.shape(case.size(1, 3), 2, 4)
     y = _broadcast(case, shape)
     case.check(
-        lambda m: getattr(m.x.clone(), name)(m.y), x=case.tensor(*shape), y=case.tensor(*y), cut=_every("x", shape)
+        lambda m: getattr(m.x.clone(), f"{name}_")(m.y),
+        x=case.tensor(*shape),
+        y=case.tensor(*y),
+        cut=_every("x", shape),
     )
 
 
@@ -245,3 +248,9 @@ def test_gates(case: Case) -> None:
         cut="a:0 b:0 c:0 c:1",
         **operands,
     )
+
+
+@square("complex", "real")
+def test_real_part_of_a_complex_number(case: Case) -> None:
+    shape = case.shape(2, 2, 4)
+    case.check(lambda m: torch.complex(m.x, m.y).real, x=case.tensor(*shape), y=case.tensor(*shape), cut="x:0 x:1")

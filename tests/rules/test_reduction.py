@@ -53,7 +53,7 @@ def test_statistics_over_one_dimension(case: Case, name: str) -> None:
     case.check(lambda m: op(m.x, dim=dim, **keepdim), x=case.signed(*shape), cut=_all(len(shape)))
 
 
-@square("mean", "sum", "var", "std", examples=30)
+@square("mean", "sum", "var", examples=30)
 def test_arguments_given_by_position(case: Case) -> None:
     shape = case.shape(3, 2, 4)
     op = case.of(
@@ -180,7 +180,7 @@ def test_searches_everywhere(case: Case, name: str) -> None:
     case.check(lambda m: getattr(torch, name)(m.x), x=case.signed(*shape), stays={"x:0": name, "x:1": name})
 
 
-@square("sort", "argsort", "topk", "kthvalue", "mode", "msort", examples=30)
+@square("sort", "argsort", "topk", "kthvalue", "mode", "msort", examples=100)
 def test_searches_along_the_usual_dimension(case: Case) -> None:
     shape = case.shape(2, 2, 4)
     op, dim = case.of(

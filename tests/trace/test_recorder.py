@@ -180,7 +180,7 @@ def test_sizes_are_tracked() -> None:
             self.width, self.pair, self.flag, self.mixed = 3, (1, 2), True, [4, "x"]
 
         def forward(self, x: Tensor) -> Tensor:
-            n, c = x.shape
+            n, _ = x.shape
             seen.extend([n, x.size(1), x.shape[-1], x.numel(), self.width, self.pair[1], self.flag, self.mixed[0]])
             return x.view(x.size(0), self.width, -1)
 

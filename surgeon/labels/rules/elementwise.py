@@ -16,7 +16,7 @@ NAMES = """
 abs absolute acos acosh add addcdiv addcmul alpha_dropout angle arccos arccosh arcsin arcsinh arctan arctan2 arctanh
 asin asinh atan atan2 atanh bernoulli bitwise_and bitwise_not bitwise_or bitwise_xor and or xor invert
 bool ceil celu clamp clamp_max clamp_min clip clone contiguous copy cos cosh cpu cuda data deg2rad detach digamma
-complex div divide dropout dropout1d dropout2d dropout3d alpha_dropout feature_dropout elu eq erf erfc erfinv exp exp2 expm1 fix
+complex div divide dropout dropout1d dropout2d dropout3d feature_dropout elu eq erf erfc erfinv exp exp2 expm1 fix
 float floor floor_divide floordiv fmax fmin fmod frac ge gelu greater greater_equal gt half bfloat16 double
 hardshrink hardsigmoid hardswish hardtanh hypot i0 int isfinite isinf isnan ldexp le leaky_relu lerp less less_equal
 lgamma log log10 log1p log2 log_sigmoid logaddexp logical_and logical_not logical_or logical_xor logit
