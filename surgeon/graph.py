@@ -87,7 +87,7 @@ class DependencyGraph:
         self.places = [
             _place(name, value, family, flow, self.solution)
             for name, value in flow.leaves.items()
-            for family in value.families
+            for family in (*value.families, *value.fixed)
         ]
         self.shapes = {
             name: self.counts.shape((value.shape, tuple(value.families))) for name, value in flow.leaves.items()

@@ -47,7 +47,8 @@ class Family:
 class Value:
     """The families of one tensor.
 
-    ``unbound`` are dimensions of a parameter that no call has used yet; ``maker`` is the op that made the tensor and
+    ``unbound`` are dimensions of a parameter that no call has used yet; ``fixed`` are families that were made solid:
+    they say nothing to later calls, but why they stay is asked about. ``maker`` is the op that made the tensor and
     ``upstream`` are the layers that it came through last.
     """
 
@@ -55,6 +56,7 @@ class Value:
     families: list[Family] = field(default_factory=list)
     unbound: set[int] = field(default_factory=set)
     leaf: str | None = None
+    fixed: list[Family] = field(default_factory=list)
     maker: int | None = None
     upstream: frozenset[str] = frozenset()
 
@@ -219,8 +221,9 @@ def make_solid(space: Space, value: Value, dim: int, reason: str) -> None:
     """A dimension may not shrink: rows may still go as a whole, single positions along it may not."""
     bind_leaf(space, value, [dim])
     left = fix_all(space, value.families, dim, reason)
-    if value.leaf is None:  # what a parameter's labels are pinned for is asked about later
-        value.families = left
+    if value.leaf is not None:
+        value.fixed += [f for f in value.families if all(f is not kept for kept in left)]
+    value.families = left
 
 
 def fix_all(space: Space, families: Sequence[Family], dim: int, reason: str) -> list[Family]:
