@@ -13,7 +13,7 @@ from torch import nn
 from surgeon.errors import BudgetError
 from surgeon.graph import DependencyGraph
 from surgeon.labels.run import run
-from surgeon.modules import bare
+from surgeon.modules import bare, uncollected
 from surgeon.operate import operate
 from surgeon.plan import Plan
 from surgeon.plan import plan as make_plan
@@ -54,8 +54,9 @@ def trace(model: nn.Module, example_inputs: Any, *, keep: Iterable[Any] = ()) ->
     >>> print(graph.explain("layer3.0.conv1"))
     """
     model = bare(model)
-    recorded = run(model, example_inputs, keep)
-    return DependencyGraph(model, recorded.flow, recorded.constraints, recorded.calls)
+    with uncollected():
+        recorded = run(model, example_inputs, keep)
+        return DependencyGraph(model, recorded.flow, recorded.constraints, recorded.calls)
 
 
 def prune(

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from functools import lru_cache
 from typing import Any
 
 import torch
@@ -69,6 +70,7 @@ SIZE_QUERIES = frozenset({"shape", "size", "numel"})
 _BINARY = {"add", "sub", "mul", "div", "truediv", "floordiv", "mod", "pow", "and", "or", "xor", "matmul"}
 
 
+@lru_cache(maxsize=4096)
 def op_name(func: Any) -> str:
     """Return the table name of a torch function: ``conv2d``, ``getitem``, ``add`` (``add_``, ``+=``, ``__radd__``)."""
     name = getattr(func, "__name__", None) or str(func)

@@ -131,11 +131,13 @@ class DependencyGraph:
 
     def _groups(self) -> list[Group]:
         blocks = arrange(self.solution, self.incidence)
-        touched = (self.solution.closure @ self.incidence.T).tocsr()
-        homes = self._homes(self.solution.closure)
-        steps = _first_steps(blocks, self.solution.closure.shape[0])
-        lost, where = (steps @ touched).tocsr(), (steps @ homes).tocsr()
-        groups = [self._group(block, lost[i], where[i].indices) for i, block in enumerate(blocks)]
+        dead = (_first_steps(blocks, self.solution.closure.shape[0]) @ self.solution.closure).tocsr()
+        dead.data = np.minimum(dead.data, 1)  # two units of one step may take the same class along
+        lost, where = _rows((dead @ self.incidence.T).tocsr()), _rows(self._homes(dead))
+        groups = [
+            self._group(block, dict(zip(*map(np.ndarray.tolist, widths))), np.sort(at))
+            for block, widths, (at, _) in zip(blocks, lost, where)
+        ]
         groups = [self._probed(g) if g.pinned is None else g for g in groups if g.members]
         groups += self._pinned_groups()
         order = {place.parameter: i for i, place in reversed(list(enumerate(self.places)))}
@@ -151,9 +153,8 @@ class DependencyGraph:
         occurs = sparse.csr_matrix((np.ones(len(columns), np.int32), (columns, where)), shape=shape)
         return (closure @ occurs).tocsr()
 
-    def _group(self, block: Block, lost: sparse.csr_matrix, where: np.ndarray) -> Group:
-        members = tuple(self.places[i] for i in np.unique(where))
-        widths = dict(zip(lost.indices.tolist(), lost.data.tolist(), strict=True))
+    def _group(self, block: Block, widths: dict[int, int], where: np.ndarray) -> Group:
+        members = tuple(self.places[i] for i in where)
         return Group("", block.steps, np.concatenate(block.atoms), block.atoms, members, widths, block.reason)
 
     def _probed(self, group: Group) -> Group:
@@ -247,19 +248,18 @@ class DependencyGraph:
 
     def nesting(self) -> tuple[set[str], set[str]]:
         """Return the groups whose units take units of other groups along (rows), and those others (columns)."""
-        reach = self.solution.closure
+        reach, free = self.solution.closure, self.free
+        taken = np.diff(reach.indptr)
         owner = np.full(self.solution.classes, -1)
-        for i, group in enumerate(self.free):
-            inside = np.diff(reach[group.units].indptr)
-            if (inside == 1).all():
-                owner[reach[group.units].indices] = i
-        outer, inner = set(), set()
-        for i, group in enumerate(self.free):
-            held = set(owner[reach[group.units].indices].tolist()) - {-1, i}
-            if held:
-                outer.add(group.name)
-                inner |= {self.free[k].name for k in held}
-        return outer, inner
+        wide = []
+        for i, group in enumerate(free):
+            if (taken[group.units] == 1).all():
+                owner[reach.indices[reach.indptr[group.units]]] = i
+            else:
+                wide.append(i)
+        held = {i: set(owner[reach[free[i].units].indices].tolist()) - {-1, i} for i in wide}
+        outer = {free[i].name for i, inside in held.items() if inside}
+        return outer, {free[k].name for inside in held.values() for k in inside}
 
     def step_width(self, group: Group) -> int:
         """Return how many positions of the naming layer's output one step takes: what ``round_to`` rounds."""
@@ -337,6 +337,12 @@ def _first_steps(blocks: Sequence[Block], units: int) -> sparse.csr_matrix:
     columns = np.concatenate(taken) if taken else np.zeros(0, np.int64)
     rows = np.repeat(np.arange(len(blocks)), [len(t) for t in taken])
     return sparse.csr_matrix((np.ones(len(rows), np.int32), (rows, columns)), shape=(len(blocks), units))
+
+
+def _rows(matrix: sparse.csr_matrix) -> list[tuple[np.ndarray, np.ndarray]]:
+    """Return columns and values of each row."""
+    ends = matrix.indptr.tolist()
+    return [(matrix.indices[a:b], matrix.data[a:b]) for a, b in zip(ends, ends[1:])]
 
 
 def _pin(group: Group, reason: Reason) -> Group:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any
@@ -16,10 +17,15 @@ def tensors_in(tree: Any) -> Iterator[Tensor]:
     """Yield the tensors inside nested tuples, lists, dicts and dataclass-like outputs."""
     if isinstance(tree, Tensor):
         yield tree
+    elif tree is None or isinstance(tree, (int, float, str)):
+        return
+    elif isinstance(tree, (list, tuple)):
+        for item in tree:
+            yield from tensors_in(item)
     elif isinstance(tree, Mapping):
         for item in tree.values():
             yield from tensors_in(item)
-    elif isinstance(tree, (list, tuple, set)):
+    elif isinstance(tree, (set, frozenset)):
         for item in tree:
             yield from tensors_in(item)
     elif hasattr(tree, "__dict__") and not isinstance(tree, (type, nn.Module)) and not callable(tree):
@@ -67,7 +73,24 @@ def untouched(model: nn.Module) -> Iterator[None]:
                 _restore(registry, entries)
 
 
+@contextmanager
+def uncollected() -> Iterator[None]:
+    """Pause the search for reference cycles: facts about labels pile up by the ten thousand, and none of them is garbage.
+
+    Activations go when their last reference does, as always.
+    """
+    active = gc.isenabled()
+    gc.disable()
+    try:
+        yield
+    finally:
+        if active:
+            gc.enable()
+
+
 def _restore(registry: Any, entries: Any) -> None:
+    if not registry and not entries:
+        return
     if registry.keys() != entries.keys() or any(registry[k] is not v for k, v in entries.items()):
         registry.clear()
         registry.update(entries)

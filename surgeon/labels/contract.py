@@ -20,38 +20,67 @@ class Operand:
     """A value and the letters of each of its dimensions; ``*`` dimensions have none."""
 
     value: Value
-    tokens: Sequence[Token]
+    tokens: tuple[Token, ...]
     because: str = ""
 
     def letters(self) -> list[str]:
         return [letter for token in self.tokens for letter in token]
 
 
+@dataclass(frozen=True, eq=False)
+class Side:
+    """How the dimensions of one operand, or of the output, lie in the common index space.
+
+    tokens   letters of each dimension
+    wide     letters that are more than one position long, of each dimension
+    place    where the wide letter is in the common space, for dimensions that have no other; else None
+    present  letters along which the tensor is no broadcast
+    named    dimensions with letters
+    """
+
+    tokens: tuple[Token, ...]
+    wide: tuple[Token, ...]
+    place: tuple[int | None, ...]
+    present: frozenset[str]
+    named: tuple[int, ...]
+
+
+@dataclass(frozen=True, eq=False)
+class Layout:
+    """The common index space of an op: its letters, their sizes, and how each side lies in it."""
+
+    letters: tuple[str, ...]
+    sizes: Mapping[str, int]
+    sides: tuple[Side, ...]
+    output: Side
+    kept: tuple[int, ...]
+    home: Mapping[str, int]
+
+    def shape(self, present: frozenset[str] | Token) -> tuple[int, ...]:
+        """Return the shape of a tensor that varies along some of the letters."""
+        return tuple(self.sizes[t] if t in present else 1 for t in self.letters)
+
+
 @dataclass(eq=False)
 class Contraction:
-    """The common index space after a contraction: letters, their sizes, the families over them."""
+    """What the operands have in common after they met."""
 
-    letters: list[str]
-    sizes: dict[str, int]
+    layout: Layout
     families: list[Family] = field(default_factory=list)
 
     def extent(self, letter: str) -> Extent | int:
         """Return the width of a letter."""
-        shape = [self.sizes[name] for name in self.letters]
-        return extent(shape, self.families, self.letters.index(letter))
-
-
-def spell(tokens: Sequence[Token], rank: int) -> tuple[Token, ...]:
-    """Name each of ``rank`` dimensions: ``...`` becomes letters counted from the right, ``*`` no letter.
-
-    >>> spell([("...",), ("i",)], 3)
-    (('...1',), ('...0',), ('i',))
-    """
-    return _spell(tuple(tokens), rank)
+        letters = self.layout.letters
+        return extent([self.layout.sizes[t] for t in letters], self.families, letters.index(letter))
 
 
 @lru_cache(maxsize=4096)
-def _spell(tokens: tuple[Token, ...], rank: int) -> tuple[Token, ...]:
+def spell(tokens: tuple[Token, ...], rank: int) -> tuple[Token, ...]:
+    """Name each of ``rank`` dimensions: ``...`` becomes letters counted from the right, ``*`` no letter.
+
+    >>> spell((("...",), ("i",)), 3)
+    (('...1',), ('...0',), ('i',))
+    """
     wild = rank - sum(token not in (("...",), ("*",)) for token in tokens)
     named: list[Token] = []
     for token in tokens:
@@ -64,19 +93,41 @@ def _spell(tokens: tuple[Token, ...], rank: int) -> tuple[Token, ...]:
     return tuple(named)
 
 
-def measure(operands: Sequence[Operand], known: Mapping[str, int]) -> dict[str, int]:
+def measure(sides: Sequence[tuple[tuple[Token, ...], tuple[int, ...]]], known: Mapping[str, int]) -> dict[str, int]:
     """Return the size of every letter, given those inside products that can't be read off a shape."""
     sizes = dict(known)
-    for operand in operands:
-        for token, size in zip(operand.tokens, operand.value.shape):
-            if len(token) == 1:
-                sizes[token[0]] = max(size, sizes.get(token[0], 1))
-    for operand in operands:
-        for token, size in zip(operand.tokens, operand.value.shape):
-            missing = [letter for letter in token if letter not in sizes]
-            if len(missing) == 1:
-                sizes[missing[0]] = size // math.prod(sizes[letter] for letter in token if letter in sizes)
+    pairs = [pair for tokens, shape in sides for pair in zip(tokens, shape)]
+    for token, size in pairs:
+        if len(token) == 1:
+            sizes[token[0]] = max(size, sizes.get(token[0], 1))
+    for token, size in pairs:
+        missing = [letter for letter in token if letter not in sizes]
+        if len(missing) == 1:
+            sizes[missing[0]] = size // math.prod(sizes[letter] for letter in token if letter in sizes)
     return sizes
+
+
+@lru_cache(maxsize=4096)
+def lay_out(
+    operands: tuple[tuple[tuple[Token, ...], tuple[int, ...]], ...],
+    output: tuple[Token, ...],
+    known: tuple[tuple[str, int], ...],
+) -> Layout:
+    """Make the common index space of operands, each given by its tokens and its shape."""
+    sizes = measure(operands, dict(known))
+    letters = tuple(dict.fromkeys(t for tokens, _ in operands for token in tokens for t in token))
+    home = {t: dim for dim, token in enumerate(output) for t in token}
+
+    def side(tokens: tuple[Token, ...], shape: tuple[int, ...]) -> Side:
+        wide = tuple(tuple(t for t in token if sizes[t] > 1) for token in tokens)
+        place = tuple(letters.index(w[0]) if len(w) == 1 else None for w in wide)
+        present = frozenset(t for token, size in zip(tokens, shape) if size > 1 for t in token)
+        return Side(tokens, wide, place, present, tuple(i for i, token in enumerate(tokens) if token))
+
+    sides = tuple(side(*operand) for operand in operands)
+    result = side(output, tuple(math.prod(sizes[t] for t in token) for token in output))
+    kept = tuple(letters.index(t) for token in output for t in token)
+    return Layout(letters, sizes, sides, result, kept, home)
 
 
 def contract(
@@ -87,96 +138,88 @@ def contract(
     rank: int,
 ) -> tuple[list[Family], Contraction]:
     """Let the operands meet and return the families of the output, of the given rank."""
-    sizes = measure(operands, known)
-    letters = list(dict.fromkeys(letter for operand in operands for letter in operand.letters()))
-    common = Contraction(letters, sizes)
-    ordered = sorted(operands, key=lambda operand: len(operand.value.unbound))
-    reached: set[str] = set()
+    given = tuple((operand.tokens, operand.value.shape) for operand in operands)
+    layout = lay_out(given, spell(notation.output, rank), tuple(known.items()))
+    pairs = sorted(zip(operands, layout.sides), key=lambda pair: len(pair[0].value.unbound))
+    reached: frozenset[str] = frozenset()
     frames = []
-    for operand in ordered:
-        frames.append(_frame(space, operand, common, reached, spell(notation.output, rank)))
-        reached |= {t for token, s in zip(operand.tokens, operand.value.shape) if s > 1 for t in token if sizes[t] > 1}
-    common.families = meet(space, frames)
-    for operand, frame in zip(ordered, frames):
-        _write_back(space, operand, frame, common)
-    output = spell(notation.output, rank)
-    kept = [letters.index(letter) for token in output for letter in token]
-    left = [f for family in common.families if (f := project(space, family, kept)) is not None]
-    families = [moved for family in distinct(left) for moved in _to_dims(space, family, output, common)]
+    for operand, side in pairs:
+        frames.append(_frame(space, operand, side, layout, reached))
+        reached |= side.present
+    common = Contraction(layout, meet(space, frames))
+    for (operand, side), frame in zip(pairs, frames):
+        _write_back(space, operand.value, side, frame, layout)
+    left = [f for family in common.families if (f := project(space, family, layout.kept)) is not None]
+    families = [moved for family in distinct(left) for moved in _to_dims(space, family, layout.output, layout)]
     return fuse(space, families), common
 
 
-def _frame(space: Space, operand: Operand, common: Contraction, reached: set[str], output: Sequence[Token]) -> Frame:
+def _frame(space: Space, operand: Operand, side: Side, layout: Layout, reached: frozenset[str]) -> Frame:
     """Put one operand into the common index space."""
-    value, tokens, sizes = operand.value, operand.tokens, common.sizes
+    value = operand.value
     families = []
-    for dim, token in enumerate(tokens):
-        if not token and dim in value.unbound:
+    for dim, token in enumerate(side.tokens):
+        new = dim in value.unbound
+        if not token and new:
             value.unbound.discard(dim)
         elif not token:
             make_solid(space, value, dim, "kernel taps and pixels stay")
-        elif dim in value.unbound and not {t for t in token if sizes[t] > 1} <= reached:
-            whole = _product_with(token, operand, output, sizes)
+        elif new and not reached.issuperset(side.wide[dim]):
+            whole = _product_with(token, side, layout)
             if whole:
-                families.append(_fresh_over(space, whole, common))
+                families += build(space, space.fresh(*layout.shape(whole)))[:1]
             else:
                 bind_leaf(space, value, [dim])
-    named = [dim for dim, token in enumerate(tokens) if token]
-    present = {t for dim in named if value.shape[dim] > 1 for t in tokens[dim]}
     for family in value.families:
-        left = project(space, family, named)
+        left = project(space, family, side.named)
         if left is not None:
-            families.extend(_to_letters(space, left, tokens, common))
-    taken = {d for family in families for d in family.dims}
-    unbound = {common.letters.index(t) for dim in value.unbound for t in tokens[dim] if sizes[t] > 1} - taken
-    shape = tuple(sizes[t] if t in present else 1 for t in common.letters)
-    return Frame(shape, families, unbound, operand.because)
+            families.extend(_to_letters(space, left, side, layout))
+    unbound = {layout.letters.index(t) for dim in value.unbound for t in side.wide[dim]}
+    if unbound:
+        unbound -= {d for family in families for d in family.dims}
+    return Frame(layout.shape(side.present), families, unbound, operand.because)
 
 
-def _product_with(token: Token, operand: Operand, output: Sequence[Token], sizes: Mapping[str, int]) -> Token:
+def _product_with(token: Token, side: Side, layout: Layout) -> Token:
     """Return the output's product of letters that a new dimension is part of, if the operand has all of them.
 
     The outputs of a grouped transposed convolution, ``weight[(g i) o] -> (g o)``, are then labelled group by group.
     """
-    for product in output:
-        if len(token) == 1 and token[0] in product and set(product) <= set(operand.letters()):
-            return product if sum(sizes[t] > 1 for t in product) > 1 else ()
-    return ()
+    dim = layout.home.get(token[0])
+    if len(token) > 1 or dim is None:
+        return ()
+    product = layout.output.tokens[dim]
+    mine = {t for own in side.tokens for t in own}
+    return product if len(layout.output.wide[dim]) > 1 and set(product) <= mine else ()
 
 
-def _fresh_over(space: Space, letters: Token, common: Contraction) -> Family:
-    shape = [common.sizes[t] if t in letters else 1 for t in common.letters]
-    return build(space, space.fresh(*shape))[0]
-
-
-def _write_back(space: Space, operand: Operand, frame: Frame, common: Contraction) -> None:
+def _write_back(space: Space, value: Value, side: Side, frame: Frame, layout: Layout) -> None:
     """Store what a parameter took over from the operands that it met."""
-    value = operand.value
     if not value.unbound:
         return
     value.unbound.clear()
     old = {f.dims for f in value.families}
-    taken = [f for family in frame.families for f in _to_dims(space, family, operand.tokens, common)]
+    taken = [f for family in frame.families for f in _to_dims(space, family, side, layout)]
     value.families.extend(fuse(space, [f for f in taken if f.dims not in old]))
 
 
-def _to_letters(space: Space, family: Family, tokens: Sequence[Token], common: Contraction) -> list[Family]:
+def _to_letters(space: Space, family: Family, side: Side, layout: Layout) -> list[Family]:
     """Move a family from an operand's dimensions to the common index space."""
     if len(family.dims) == 1:
-        wide = [t for t in tokens[family.dims[0]] if common.sizes[t] > 1]
-        if len(wide) == 1:
-            return [_along(family, len(common.letters), common.letters.index(wide[0]))]
+        place = side.place[family.dims[0]]
+        if place is not None:
+            return [family.along(len(layout.letters), place)]
 
     def run(labels: Tensor) -> Tensor:
-        shape = [s for dim, token in enumerate(tokens) for s in _factors(labels.size(dim), token, common)]
-        names = [t for token in tokens for t in token or ("",)]
+        shape = [s for dim, token in enumerate(side.tokens) for s in _factors(labels.size(dim), token, layout)]
+        names = [t for token in side.tokens for t in token or ("",)]
         split = labels.reshape(shape)
         solid = [i for i, name in enumerate(names) if not name]
         for i in reversed(solid):
             split = split.squeeze(i)
         present = [name for name in names if name]
-        split = split.permute([present.index(t) for t in common.letters if t in present])
-        for i, letter in enumerate(common.letters):
+        split = split.permute([present.index(t) for t in layout.letters if t in present])
+        for i, letter in enumerate(layout.letters):
             if letter not in present:
                 split = split.unsqueeze(i)
         return split
@@ -185,26 +228,19 @@ def _to_letters(space: Space, family: Family, tokens: Sequence[Token], common: C
     return build(space, run(family.labels), parents)
 
 
-def _along(family: Family, rank: int, dim: int) -> Family:
-    """Put a family over one dimension along another one; most are of this kind."""
-    return Family(family.labels.reshape([-1 if i == dim else 1 for i in range(rank)]))
-
-
-def _factors(size: int, token: Token, common: Contraction) -> list[int]:
+def _factors(size: int, token: Token, layout: Layout) -> list[int]:
     if size == 1:
         return [1] * max(1, len(token))
-    return [common.sizes[t] for t in token] if len(token) > 1 else [size]
+    return [layout.sizes[t] for t in token] if len(token) > 1 else [size]
 
 
-def _to_dims(space: Space, family: Family, tokens: Sequence[Token], common: Contraction) -> list[Family]:
+def _to_dims(space: Space, family: Family, side: Side, layout: Layout) -> list[Family]:
     """Move a family from the common index space to the dimensions of an operand or of the output."""
-    if len(family.dims) == 1:
-        letter = common.letters[family.dims[0]]
-        dim, token = next((i, token) for i, token in enumerate(tokens) if letter in token)
-        if all(common.sizes[t] == 1 for t in token if t != letter):
-            return [_along(family, len(tokens), dim)]
-    order = [common.letters.index(t) for token in tokens for t in token]
-    rest = [i for i in range(len(common.letters)) if i not in order]
+    tokens = side.tokens
+    if len(family.dims) == 1 and family.dims[0] in side.place:
+        return [family.along(len(tokens), side.place.index(family.dims[0]))]
+    order = [layout.letters.index(t) for token in tokens for t in token]
+    rest = [i for i in range(len(layout.letters)) if i not in order]
 
     def run(labels: Tensor) -> Tensor:
         labels = labels.permute(*order, *rest)
@@ -215,7 +251,7 @@ def _to_dims(space: Space, family: Family, tokens: Sequence[Token], common: Cont
             sizes = list(labels.shape[at : at + len(token)])
             at += len(token)
             if len(token) > 1 and max(sizes) > 1:
-                sizes = [common.sizes[t] for t in token]
+                sizes = [layout.sizes[t] for t in token]
             full.extend(sizes)
             shape.append(math.prod(sizes))
         return labels.expand(full).reshape(shape)

@@ -30,10 +30,30 @@ class Family:
 
     labels: Tensor
     parents: tuple[Family, ...] = ()
+    dims: Dims = field(init=False)
+
+    def __post_init__(self) -> None:
+        # Set here, not computed when asked for: every family is asked, many times.
+        object.__setattr__(self, "dims", tuple(i for i, size in enumerate(self.labels.shape) if size > 1))
 
     @cached_property
-    def dims(self) -> Dims:
-        return tuple(i for i, size in enumerate(self.labels.shape) if size > 1)
+    def _placed(self) -> dict[tuple[int, int], Family]:
+        return {}
+
+    def along(self, rank: int, dim: int) -> Family:
+        """Return the labels of a family over one dimension, put along another one; most families are of this kind.
+
+        Asked twice, it answers with the same family: two places that hold the same family need not be compared.
+        """
+        if self.dims == (dim,) and self.labels.dim() == rank:
+            return self
+        placed = self._placed.get((rank, dim))
+        if placed is None:
+            shape = [1] * rank
+            shape[dim] = -1
+            placed = self._placed[rank, dim] = Family(self.labels.reshape(shape))
+            placed._placed[self.labels.dim(), self.dims[0]] = self
+        return placed
 
     def ancestor(self, dims: Dims) -> Family | None:
         """Return the family itself or the parent that varies along exactly these dimensions."""

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
+import weakref
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
 from torch import Tensor
-from torch.utils.weak import WeakTensorKeyDictionary
 
 from surgeon.errors import SurgeonError
 from surgeon.labels.contract import Operand
@@ -69,6 +69,24 @@ class Op:
         return f"{self.name} in {self.module or 'the model'} ({self.source})"
 
 
+class PerTensor:
+    """What is known of each live tensor, found by identity; it keeps no tensor alive."""
+
+    def __init__(self) -> None:
+        self._known: dict[int, tuple[weakref.ref[Tensor], Value]] = {}
+
+    def get(self, tensor: Tensor) -> Value | None:
+        known = self._known.get(id(tensor))
+        # Another tensor may by now live at the same address.
+        return known[1] if known is not None and known[0]() is tensor else None
+
+    def __setitem__(self, tensor: Tensor, value: Value) -> None:
+        self._known[id(tensor)] = weakref.ref(tensor), value
+
+    def __contains__(self, tensor: Tensor) -> bool:
+        return self.get(tensor) is not None
+
+
 class Flow:
     """Values of live tensors, and what the calls say about them.
 
@@ -81,7 +99,7 @@ class Flow:
     def __init__(self, rules: Mapping[str, Rule], tensors: Mapping[str, Tensor]) -> None:
         self.space = Space()
         self.rules = rules
-        self.values: WeakTensorKeyDictionary = WeakTensorKeyDictionary()
+        self.values = PerTensor()
         self.outputs: set[int] = set()
         self.leaves: dict[str, Value] = {}
         self.ops: list[Op] = []
@@ -222,9 +240,14 @@ class Flow:
 
     def widen(self, family: Family, rank: int) -> Family:
         """Put dimensions of size 1 in front of a family, up to a rank."""
+        lead = rank - family.labels.dim()
+        if not lead:
+            return family
+        if len(family.dims) == 1:
+            return family.along(rank, lead + family.dims[0])
 
         def run(labels: Tensor) -> Tensor:
-            return labels.view((1,) * (rank - labels.dim()) + tuple(labels.shape))
+            return labels.view((1,) * lead + tuple(labels.shape))
 
         return Family(run(family.labels), tuple(Family(run(p.labels)) for p in family.parents))
 

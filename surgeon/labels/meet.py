@@ -22,10 +22,10 @@ class Frame:
     families: list[Family]
     unbound: set[int] = field(default_factory=set)
     solid_because: str = ""
+    present: set[int] = field(init=False)
 
-    @property
-    def present(self) -> set[int]:
-        return {i for i, size in enumerate(self.sizes) if size > 1}
+    def __post_init__(self) -> None:
+        self.present = {i for i, size in enumerate(self.sizes) if size > 1}
 
     def along(self, dim: int) -> list[Family]:
         return [f for f in self.families if dim in f.dims]

@@ -58,8 +58,8 @@ def parse(line: str) -> Notation:
     head, _, tail = line.partition("->")
     output_text, _, over = tail.partition(" over ")
     arguments = tuple(
-        Argument(i, name, parse_dims(dims) if f"{name}[" in head else None, size or None)
-        for i, (name, dims, size) in enumerate(_ARGUMENT.findall(head))
+        Argument(i, name, None if dims is None else parse_dims(dims), size)
+        for i, (name, dims, size) in enumerate(found.groups() for found in _ARGUMENT.finditer(head))
     )
     output = parse_dims(output_text)
     known = {letter for a in arguments for token in a.dims or () for letter in token}

@@ -132,7 +132,7 @@ def _closures(
         if reach.nnz == before:
             break
     _, first, unit_of = np.unique(signatures(reach), return_index=True, return_inverse=True)
-    heads = np.split(seeds[np.argsort(unit_of, kind="stable")], np.cumsum(np.bincount(unit_of))[:-1])
+    heads = [seeds[members] for members in members_of(unit_of)]
     reach = reach[first].tocoo()
     joint = sparse.csr_matrix((reach.data, (reach.row, involved[reach.col])), shape=(len(first), count))
     return sparse.vstack([single, joint]).tocsr(), [*alone[:, None], *heads]
@@ -140,30 +140,34 @@ def _closures(
 
 def _unexplained(space: Space, class_of: np.ndarray, closure: sparse.csr_matrix) -> dict[int, int]:
     """Return the units that kill a meeting of a row and a column but neither of the two, and the call that says so."""
-    found: dict[int, int] = {}
+    if not space.meetings:
+        return {}
     columns = closure.tocsc()
-    for meeting in space.meetings:
-        dead = columns[:, class_of[meeting.cell]]
-        parents = sum(columns[:, class_of[labels]] for labels in meeting.parents)
-        parents.data = np.minimum(parents.data, 1)
-        alone = (dead - dead.multiply(parents)).tocsr()
-        alone.eliminate_zeros()
-        found.update((int(row), meeting.at) for row in np.flatnonzero(np.diff(alone.indptr)))
-    return found
+    cells = np.concatenate([meeting.cell for meeting in space.meetings])
+    parents = sparse.csc_matrix((closure.shape[0], len(cells)), dtype=np.int32)
+    for k in range(max(len(meeting.parents) for meeting in space.meetings)):
+        # Where a meeting has fewer parents, a label that nothing kills stands for the missing one.
+        labels = [m.parents[k] if k < len(m.parents) else np.full(len(m.cell), ALWAYS) for m in space.meetings]
+        parents = parents + columns[:, class_of[np.concatenate(labels)]]
+    parents.data = np.minimum(parents.data, 1)
+    dead = columns[:, class_of[cells]]
+    alone = (dead - dead.multiply(parents)).tocoo()
+    unit, cell = alone.row[alone.data > 0], alone.col[alone.data > 0]
+    at = np.repeat([meeting.at for meeting in space.meetings], [len(meeting.cell) for meeting in space.meetings])
+    return dict(zip(unit.tolist(), at[cell].tolist(), strict=True))
 
 
 def _edges(space: Space, class_of: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """Return child and parent classes of all implications, and the and-node of each: one per implication and parent."""
-    edges = []
-    for i, implication in enumerate(space.implications):
-        pairs = np.stack([class_of[implication.child], class_of[implication.parent]])
-        pairs = np.unique(pairs[:, pairs[0] != pairs[1]], axis=1)
-        edges.append(np.vstack([pairs, np.full((1, pairs.shape[1]), i)]))
-    if not edges:
+    if not space.implications:
         return (np.zeros(0, np.int64),) * 3
-    child, parent, record = np.concatenate(edges, axis=1)
+    child = class_of[np.concatenate([implication.child for implication in space.implications])]
+    parent = class_of[np.concatenate([implication.parent for implication in space.implications])]
+    record = np.repeat(np.arange(len(space.implications)), [len(i.child) for i in space.implications])
     _, node = np.unique(record * (space.count + 1) + parent, return_inverse=True)
-    return child, parent, node
+    edges, first = np.unique(node * (space.count + 1) + child, return_index=True)
+    first = first[child[first] != parent[first]]
+    return child[first], parent[first], node[first]
 
 
 def _binary(rows: np.ndarray, columns: np.ndarray, shape: tuple[int, int]) -> sparse.csr_matrix:
@@ -181,6 +185,13 @@ def signatures(matrix: sparse.csr_matrix) -> np.ndarray:
     """Hash every row of a sparse matrix of counts into 64 bits: equal rows, equal hashes."""
     weights = np.random.default_rng(0).integers(1, 2**62, matrix.shape[1], dtype=np.int64)
     return np.asarray(matrix.astype(np.int64) @ weights)
+
+
+def members_of(label: np.ndarray) -> list[np.ndarray]:
+    """Return the places of each label, in the order of the labels, which are 0, 1, ..."""
+    order = np.argsort(label, kind="stable")
+    ends = np.cumsum(np.bincount(label)).tolist()
+    return [order[start:end] for start, end in zip([0, *ends], ends)]
 
 
 # -- bundles -----------------------------------------------------------------------------------------
@@ -214,18 +225,15 @@ def arrange(solution: Solution, incidence: sparse.csr_matrix) -> list[Block]:
     partial, full = _losses(closure, rows)
     mark = signatures(sparse.hstack([touched, partial]).tocsr())
     _, atom_of = np.unique(mark, return_inverse=True)
-    order = np.argsort(atom_of, kind="stable")
-    atoms = np.split(order, np.flatnonzero(np.diff(atom_of[order])) + 1) if len(order) else []
-    links, uneven = _links(atoms, partial, full, bounds)
-    blocks = []
-    for component in _connected(len(atoms), links):
-        parts = tuple(atoms[a] for a in component)
-        steps = gcd(*(len(part) for part in parts))
-        reason = None
-        if any(a in uneven for a in component):
-            reason = _imbalance(solution, parts, steps, partial, full, bounds)
-        blocks.append(Block(parts, steps, reason))
-    return blocks
+    atoms = members_of(atom_of)
+    first = np.array([atom[0] for atom in atoms], dtype=int)
+    partial, full = partial[first], full[first]
+    components = _linked(partial, full, bounds)
+    parts = [[atoms[a] for a in component] for component in components]
+    steps = [gcd(*map(len, part)) for part in parts]
+    uneven = _imbalance(components, parts, steps, partial, full, bounds)
+    why = {i: Reason("rows of a split can't all lose equally many positions", solution.tables[t].at) for i, t in uneven}
+    return [Block(tuple(part), step, why.get(i)) for i, (part, step) in enumerate(zip(parts, steps))]
 
 
 def _table_rows(solution: Solution) -> tuple[sparse.csr_matrix, np.ndarray]:
@@ -256,58 +264,71 @@ def _losses(closure: sparse.csr_matrix, rows: sparse.csr_matrix) -> tuple[sparse
     return partial, full
 
 
-def _links(
-    atoms: Sequence[np.ndarray], partial: sparse.csr_matrix, full: sparse.csr_matrix, bounds: np.ndarray
-) -> tuple[list[tuple[int, int]], set[int]]:
-    """Link atoms that take unevenly from the rows of one table: they have to go together."""
-    links: list[tuple[int, int]] = []
-    uneven: set[int] = set()
-    last: dict[tuple[int, bool], int] = {}
-    for a, atom in enumerate(atoms):
-        unit = atom[0]
-        touched = partial.indices[partial.indptr[unit] : partial.indptr[unit + 1]]
-        counts = partial.data[partial.indptr[unit] : partial.indptr[unit + 1]]
-        gone = full.indices[full.indptr[unit] : full.indptr[unit + 1]]
-        for table in np.unique(np.searchsorted(bounds, touched, side="right") - 1):
-            start, stop = bounds[table], bounds[table + 1]
-            inside = (touched >= start) & (touched < stop)
-            left = stop - start - int(((gone >= start) & (gone < stop)).sum())
-            if inside.sum() == left and len(np.unique(counts[inside])) == 1:
-                continue
-            uneven.add(a)
-            # Columns make up for columns, and units that take whole rows elsewhere for units of their kind.
-            key = (int(table), len(gone) > 0)
-            if key in last:
-                links.append((last[key], a))
-            last[key] = a
-    return links, uneven
+def _uneven(
+    lost: sparse.csr_matrix, gone: sparse.csr_matrix, bounds: np.ndarray
+) -> tuple[np.ndarray, np.ndarray]:
+    """Find the cuts that don't take equally many cells from every surviving row of a table.
+
+    Parameters
+    ----------
+    lost : cells that each cut takes from each row of all tables, ``[cuts, rows]``
+    gone : rows that each cut takes whole
+    bounds : where each table's rows start
+
+    Returns
+    -------
+    cut and table of each, in order of the cuts
+    """
+    lost.sort_indices()
+    tables, height = len(bounds) - 1, np.diff(bounds)
+    table_of = np.repeat(np.arange(tables), height)
+    key = np.repeat(np.arange(lost.shape[0]), np.diff(lost.indptr)) * tables + table_of[lost.indices]
+    gone_key = np.repeat(np.arange(gone.shape[0]), np.diff(gone.indptr)) * tables + table_of[gone.indices]
+    pair, start, touched = np.unique(key, return_index=True, return_counts=True)
+    if not len(pair):
+        return pair, pair
+    gone_key.sort()
+    whole = np.searchsorted(gone_key, pair, "right") - np.searchsorted(gone_key, pair, "left")
+    low, high = np.minimum.reduceat(lost.data, start), np.maximum.reduceat(lost.data, start)
+    bad = (touched != height[pair % tables] - whole) | (low != high)
+    return pair[bad] // tables, pair[bad] % tables
 
 
-def _connected(count: int, links: Sequence[tuple[int, int]]) -> list[np.ndarray]:
+def _linked(partial: sparse.csr_matrix, full: sparse.csr_matrix, bounds: np.ndarray) -> list[np.ndarray]:
+    """Link atoms that take unevenly from the rows of one table, for they have to go together; returns who is linked.
+
+    Columns make up for columns, and units that take whole rows elsewhere for units of their kind.
+    """
+    count = partial.shape[0]
     if not count:
         return []
-    a, b = (np.array([link[side] for link in links], dtype=int) for side in (0, 1))
+    atom, table = _uneven(partial, full, bounds)
+    kind = table * 2 + (np.diff(full.indptr)[atom] > 0)
+    order = np.argsort(kind, kind="stable")
+    atom, kind = atom[order], kind[order]
+    same = kind[1:] == kind[:-1]
+    a, b = atom[:-1][same], atom[1:][same]
     graph = sparse.coo_matrix((np.ones(len(a), bool), (a, b)), shape=(count, count))
-    _, label = connected_components(graph, directed=False)
-    order = np.argsort(label, kind="stable")
-    return np.split(order, np.flatnonzero(np.diff(label[order])) + 1)
+    return members_of(connected_components(graph, directed=False)[1])
 
 
 def _imbalance(
-    solution: Solution,
-    atoms: Sequence[np.ndarray],
-    steps: int,
+    components: Sequence[np.ndarray],
+    parts: Sequence[Sequence[np.ndarray]],
+    steps: Sequence[int],
     partial: sparse.csr_matrix,
     full: sparse.csr_matrix,
     bounds: np.ndarray,
-) -> Reason | None:
-    """Check that one step takes equally many cells from every row of every table; else say which op is in the way."""
-    first = [atom[0] for atom in atoms]
-    lost = np.array([len(atom) // steps for atom in atoms]) @ partial[first]
-    whole = np.ones(len(atoms)) @ full[first] > 0
-    for i, table in enumerate(solution.tables):
-        rows = slice(bounds[i], bounds[i + 1])
-        left = lost[rows][~whole[rows]]
-        if len(left) and left.max() > 0 and left.min() != left.max():
-            return Reason("rows of a split can't all lose equally many positions", table.at)
-    return None
+) -> list[tuple[int, int]]:
+    """Return the components whose one step takes unequally from the rows of a table, with the first such table."""
+    if not components:
+        return []
+    take = [len(atom) // step for part, step in zip(parts, steps) for atom in part]
+    at = np.repeat(np.arange(len(components)), [len(component) for component in components])
+    one_step = sparse.csr_matrix((take, (at, np.concatenate(components))), shape=(len(components), partial.shape[0]))
+    gone = _sign(one_step @ full)
+    lost = (one_step @ partial).tocsr()
+    lost = (lost - lost.multiply(gone)).tocsr()
+    lost.eliminate_zeros()
+    component, table = _uneven(lost, gone, bounds)
+    return list(zip(component[::-1].tolist(), table[::-1].tolist()))

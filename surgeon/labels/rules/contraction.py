@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
+from functools import cache, lru_cache
 
 from torch import Tensor
 
 from surgeon.labels.contract import Operand, contract, spell
 from surgeon.labels.flow import Flow
-from surgeon.labels.notation import Notation, parse
+from surgeon.labels.notation import Notation, Token, parse
 from surgeon.trace import Call
 
 _CONV = "input[n (g i) *] weight[(g o) i *] bias[(g o)] stride padding dilation groups=g -> n (g o) *"
@@ -37,10 +39,11 @@ LINES: dict[str, str] = {
 }
 
 
-def run_line(flow: Flow, call: Call, notation: Notation, because: str = "") -> None:
+def run_line(flow: Flow, call: Call, notation: Notation) -> None:
     """Apply a line of notation to a call."""
-    operands, positions, known, sizes = [], [], {}, []
-    alone = call.name.startswith("conv") and call.args[0].dim() < call.argument(1, "weight").dim()
+    operands, tensors, known, sizes = [], [], {}, []
+    if call.name.startswith("conv") and call.args[0].dim() < call.argument(1, "weight").dim():
+        notation = _unbatched(notation)
     for argument in notation.arguments:
         given = call.argument(argument.position, argument.name)
         if argument.size is not None:
@@ -50,39 +53,46 @@ def run_line(flow: Flow, call: Call, notation: Notation, because: str = "") -> N
         if argument.dims is None or not isinstance(given, Tensor):
             continue
         value = flow.look(given)
-        tokens = _batched(list(argument.dims), alone)
-        operands.append(Operand(value, spell(tokens, len(value.shape)), flow.origin(given)))
-        positions.append(given)
+        operands.append(Operand(value, spell(argument.dims, len(value.shape)), flow.origin(given)))
+        tensors.append(given)
     rank = call.result.dim()
-    output = _batched(list(notation.output), alone)
-    if len(output) < len(notation.output):
-        notation = Notation(notation.line, notation.arguments, tuple(output), notation.over)
-    leaves = [operand.value.leaf is not None for operand in operands]
+    leaves = tuple(operand.value.leaf is not None for operand in operands)
     families, common = contract(flow.space, notation, operands, known, rank)
     flow.set(call.result, families)
     for given, letter in sizes:
         flow.size(given, common.extent(letter), f"{letter} of {call.name}")
-    _statistics(flow, notation, operands, positions, leaves, rank)
+    summed = statistics(notation, tuple(operand.tokens for operand in operands), leaves, rank)
+    for tensor, dims in zip(tensors, summed):
+        if dims:
+            flow.reduced(tensor, dims)
     flow.roles(notation, operands, rank)
 
 
-def _batched(tokens: list[tuple[str, ...]], alone: bool) -> list[tuple[str, ...]]:
-    """Drop the batch letter where an op got a single example: convolutions take [c, h, w] too."""
-    return tokens[1:] if alone and tokens[0] == ("n",) else tokens
+@cache
+def _unbatched(notation: Notation) -> Notation:
+    """Drop the batch letter: convolutions take a single example, [c, h, w], too."""
+    first, *others = notation.arguments
+    assert first.dims is not None
+    alone = replace(first, dims=first.dims[1:])
+    return replace(notation, arguments=(alone, *others), output=notation.output[1:])
 
 
-def _statistics(
-    flow: Flow, notation: Notation, operands: list[Operand], tensors: list[Tensor], leaves: list[bool], rank: int
-) -> None:
-    """Note along which cut dimensions the op sums activations: a reference has to leave the cut positions out."""
+@lru_cache(maxsize=4096)
+def statistics(
+    notation: Notation, operands: tuple[tuple[Token, ...], ...], leaves: tuple[bool, ...], rank: int
+) -> list[list[int]]:
+    """Return along which dimensions of each operand the op sums activations: there a reference leaves cut ones out."""
     kept = {letter for token in spell(notation.output, rank) for letter in token}
-    spelled_over = {letter for token in spell([(o,) for o in notation.over], 9) for letter in token}
-    zeroed = {t for operand, leaf in zip(operands, leaves) if leaf for t in operand.letters()}
-    for i, (operand, tensor, leaf) in enumerate(zip(operands, tensors, leaves)):
+    over = {letter for token in spell(tuple((o,) for o in notation.over), 9) for letter in token}
+    letters = [{t for token in tokens for t in token} for tokens in operands]
+    zeroed = {t for own, leaf in zip(letters, leaves) if leaf for t in own}
+    found = []
+    for i, (tokens, own, leaf) in enumerate(zip(operands, letters, leaves)):
         # A parameter's cut positions are zero in the reference: sums over them are right, statistics are not.
-        summed = set() if leaf else set(operand.letters()) - kept - zeroed
-        apart = summed if i else summed | spelled_over  # norms take statistics of their input alone
-        flow.reduced(tensor, [dim for dim, token in enumerate(operand.tokens) if apart & set(token)])
+        summed = set() if leaf else own - kept - zeroed
+        apart = summed if i else summed | over  # norms take statistics of their input alone
+        found.append([dim for dim, token in enumerate(tokens) if apart & set(token)])
+    return found
 
 
 def line(text: str) -> Callable[[Flow, Call], None]:
@@ -158,7 +168,7 @@ def embedding(flow: Flow, call: Call) -> None:
     families, _ = contract(
         flow.space,
         parse("weight[* e] -> * e"),
-        [Operand(value, [(), ("e",)], "rows of the table are looked up by index")],
+        [Operand(value, ((), ("e",)), "rows of the table are looked up by index")],
         {},
         2,
     )

@@ -44,7 +44,7 @@ def together(flow: Flow, tensors: list[Tensor], rank: int) -> list[Family]:
     if len(values) == 1:
         return [flow.widen(f, rank) for f in bind_leaf(flow.space, values[0]).families]
     if any(v.unbound for v in values):
-        operands = [Operand(v, spell([("...",)], len(v.shape)), flow.origin(t)) for v, t in zip(values, tensors)]
+        operands = [Operand(v, spell((("...",),), len(v.shape)), flow.origin(t)) for v, t in zip(values, tensors)]
         arguments = " ".join(f"x{i}[...]" for i in range(len(values)))
         return contract(flow.space, parse(f"{arguments} -> ..."), operands, {}, rank)[0]
     frames = [_frame(flow, v, flow.origin(t), rank) for v, t in zip(values, tensors) if v.shape]
