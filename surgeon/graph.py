@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import fnmatch
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from itertools import pairwise
+from math import prod
 from typing import Any
 
 import networkx as nx
@@ -15,53 +16,12 @@ from torch import Tensor, nn
 
 from surgeon.counts import Counted, Counts, Node
 from surgeon.errors import NothingPrunable, UnknownLayer
-from surgeon.labels.family import Family, Value
+from surgeon.groups import Group, Place, first_steps, locate, named, pin
 from surgeon.labels.flow import Flow, Op, needed
 from surgeon.labels.sizes import Constraint, Index, Settlement, settle
 from surgeon.labels.space import Reason
-from surgeon.labels.units import Block, Solution, arrange, solve
+from surgeon.labels.units import Block, arrange, members_of, signatures, solve
 from surgeon.trace import Attribute, Width
-
-
-@dataclass(frozen=True, eq=False)
-class Place:
-    """Where labels sit in a parameter: the classes of all positions along ``dims``, flattened."""
-
-    parameter: str
-    dims: tuple[int, ...]
-    classes: np.ndarray
-    sides: frozenset[str] = frozenset()
-
-    @property
-    def layer(self) -> str:
-        return self.parameter.rpartition(".")[0]
-
-    def __str__(self) -> str:
-        return f"{self.parameter} dim {', '.join(map(str, self.dims))}"
-
-
-@dataclass(frozen=True, eq=False)
-class Group:
-    """Units that are cut from the same places.
-
-    units    ids of the units; one removal step takes one unit of each row of ``grid``
-    grid     ``[rows][units]``: sets of units that have to lose equally many; one row where there is no grid
-    size     number of removal steps, which is the number of units where there is no grid
-    touched  per removal step, how many positions go from each counted width
-    """
-
-    name: str
-    size: int
-    units: np.ndarray
-    grid: tuple[np.ndarray, ...]
-    members: tuple[Place, ...]
-    touched: Mapping[int, int] = field(default_factory=dict)
-    pinned: Reason | None = None
-
-    def __str__(self) -> str:
-        state = f"pinned: {self.pinned}" if self.pinned else f"{self.size} steps"
-        rows = f" in {len(self.grid)} rows" if len(self.grid) > 1 else ""
-        return f"{self.name}: {len(self.units)} units{rows}, {state}; {', '.join(map(str, self.members))}"
 
 
 class DependencyGraph:
@@ -81,11 +41,11 @@ class DependencyGraph:
         self.counts = Counts(self.solution)
         self.flow = flow
         self.total_ops = ended
-        modules = dict(model.named_modules())
+        self.modules = dict(model.named_modules())
         attributes = {a for c in constraints for a in c.attributes}
-        self.old = {a: v for a in attributes if (v := _current(modules, a)) is not None}
+        self.old = {a: v for a in attributes if (v := _current(self.modules, a)) is not None}
         self.places = [
-            _place(name, value, family, flow, self.solution)
+            locate(name, value, family, flow, self.solution)
             for name, value in flow.leaves.items()
             for family in (*value.families, *value.fixed)
         ]
@@ -131,27 +91,27 @@ class DependencyGraph:
 
     def _groups(self) -> list[Group]:
         blocks = arrange(self.solution, self.incidence)
-        dead = (_first_steps(blocks, self.solution.closure.shape[0]) @ self.solution.closure).tocsr()
+        dead = (first_steps(blocks, self.solution.closure.shape[0]) @ self.solution.closure).tocsr()
         dead.data = np.minimum(dead.data, 1)  # two units of one step may take the same class along
-        lost, where = _rows((dead @ self.incidence.T).tocsr()), _rows(self._homes(dead))
+        homes = self._homes()
+        lost, where = _rows((dead @ self.incidence.T).tocsr()), _rows((dead @ homes).tocsr())
         groups = [
             self._group(block, dict(zip(*map(np.ndarray.tolist, widths))), np.sort(at))
             for block, widths, (at, _) in zip(blocks, lost, where)
         ]
         groups = [self._probed(g) if g.pinned is None else g for g in groups if g.members]
-        groups += self._pinned_groups()
+        groups += self._pinned_groups(homes)
         order = {place.parameter: i for i, place in reversed(list(enumerate(self.places)))}
         groups.sort(key=lambda g: (g.pinned is not None, min(order[m.parameter] for m in g.members)))
-        return _named(groups)
+        return named(groups)
 
-    def _homes(self, closure: sparse.csr_matrix) -> sparse.csr_matrix:
-        """Return which places each row of a class matrix touches, ``[rows, places]``."""
+    def _homes(self) -> sparse.csr_matrix:
+        """Return which places each class is in, ``[classes, places]``."""
         lengths = [len(place.classes) for place in self.places]
-        columns = np.concatenate([place.classes for place in self.places]) if lengths else np.zeros(0, np.int64)
+        rows = np.concatenate([place.classes for place in self.places]) if lengths else np.zeros(0, np.int64)
+        columns = np.repeat(np.arange(len(self.places)), lengths)
         shape = (self.solution.classes, len(self.places))
-        where = np.repeat(np.arange(len(self.places)), lengths)
-        occurs = sparse.csr_matrix((np.ones(len(columns), np.int32), (columns, where)), shape=shape)
-        return (closure @ occurs).tocsr()
+        return sparse.csr_matrix((np.ones(len(rows), np.int32), (rows, columns)), shape=shape)
 
     def _group(self, block: Block, widths: dict[int, int], where: np.ndarray) -> Group:
         members = tuple(self.places[i] for i in where)
@@ -160,7 +120,7 @@ class DependencyGraph:
     def _probed(self, group: Group) -> Group:
         """Try a cut of one step and of all but one: sizes that then don't fit pin the group."""
         if group.size < 2:
-            return _pin(group, Reason("a single unit: cutting it would leave nothing"))
+            return pin(group, Reason("a single unit: cutting it would leave nothing"))
         touched = self.constraints.touched(group.touched)
         for steps in {1, group.size - 1}:
             counts = self.initial.copy()
@@ -169,26 +129,22 @@ class DependencyGraph:
             conflicts = settle(touched, self.width(counts), self.old).conflicts
             if conflicts:
                 c = conflicts[0]
-                return _pin(group, Reason(f"a size can't follow the cut ({c})", c.at))
+                return pin(group, Reason(f"a size can't follow the cut ({c})", c.at))
         return group
 
-    def _pinned_groups(self) -> list[Group]:
+    def _pinned_groups(self, homes: sparse.csr_matrix) -> list[Group]:
         pinned = np.flatnonzero(self.solution.pinned >= 0)
-        each = sparse.csr_matrix(
-            (np.ones(len(pinned), np.int32), (np.arange(len(pinned)), pinned)),
-            shape=(len(pinned), self.solution.classes),
-        )
-        homes = self._homes(each)
+        homes = homes[pinned]
         inside = np.flatnonzero(np.diff(homes.indptr))
-        by_place: dict[tuple[int, ...], list[int]] = {}
-        for row in inside:
-            key = tuple(homes.indices[homes.indptr[row] : homes.indptr[row + 1]])
-            by_place.setdefault(key, []).append(int(pinned[row]))
+        _, first, alike = np.unique(signatures(homes[inside]), return_index=True, return_inverse=True)
+        by_place = members_of(alike)
         groups = []
-        for key, classes in by_place.items():
+        for kind in np.argsort(first):
+            classes = pinned[inside[by_place[kind]]]
+            row = inside[first[kind]]
+            members = tuple(self.places[i] for i in np.sort(homes.indices[homes.indptr[row] : homes.indptr[row + 1]]))
             reason = self.solution.reasons[self.solution.pinned[classes[0]]]
-            members = tuple(self.places[i] for i in sorted(key))
-            groups.append(Group("", len(classes), np.array(classes), (np.array(classes),), members, {}, reason))
+            groups.append(Group("", len(classes), classes, (classes,), members, {}, reason))
         return groups
 
     # -- asking --------------------------------------------------------------------------------------
@@ -215,7 +171,8 @@ class DependencyGraph:
     def tensor(self, name: str) -> Tensor:
         """Return a parameter or buffer by name."""
         owner, _, leaf = name.rpartition(".")
-        return getattr(self.model.get_submodule(owner), leaf)
+        tensor: Tensor = getattr(self.modules[owner], leaf)
+        return tensor
 
     def per_unit(self, values: Mapping[str, Tensor]) -> dict[str, Tensor]:
         """Sum a quantity given per weight over all weights that a unit takes along.
@@ -228,7 +185,7 @@ class DependencyGraph:
         -------
         group name -> float64 ``[units]``, for every free group
         """
-        total = np.zeros(self.solution.classes)
+        at, amounts = [np.zeros(0, np.int64)], [np.zeros(0)]
         homes: dict[str, list[Place]] = {}
         for place in self.places:
             homes.setdefault(place.parameter, []).append(place)
@@ -238,11 +195,15 @@ class DependencyGraph:
                 continue
             used = {d for place in places for d in place.dims}
             taps = [d for d in range(value.dim()) if d not in used]
-            value = (value.detach().sum(dim=taps, keepdim=True) if taps else value.detach()).double()
+            value = value.detach()
+            if taps and value.numel() > max(1, prod(value.shape[d] for d in used)):
+                value = value.sum(dim=taps, keepdim=True)
             for place in places:
                 rest = [d for d in range(value.dim()) if d not in place.dims]
-                along = value.sum(dim=rest) if rest else value
-                total += np.bincount(place.classes, along.reshape(-1).cpu().numpy(), self.solution.classes)
+                along = value.sum(dim=rest, dtype=torch.float64) if rest else value.to(torch.float64, copy=True)
+                at.append(place.classes)
+                amounts.append(along.reshape(-1).cpu().numpy())
+        total = np.bincount(np.concatenate(at), np.concatenate(amounts), self.solution.classes)
         units = torch.from_numpy(np.asarray(self.solution.closure @ total))
         return {group.name: units[torch.from_numpy(group.units)] for group in self.free}
 
@@ -331,41 +292,10 @@ class DependencyGraph:
         raise NothingPrunable(f"no group of this model may be cut:\n{detail}")
 
 
-def _first_steps(blocks: Sequence[Block], units: int) -> sparse.csr_matrix:
-    """Return which units the first step of each block takes, ``[blocks, units]``."""
-    taken = [np.concatenate([atom[: len(atom) // b.steps] for atom in b.atoms]) for b in blocks]
-    columns = np.concatenate(taken) if taken else np.zeros(0, np.int64)
-    rows = np.repeat(np.arange(len(blocks)), [len(t) for t in taken])
-    return sparse.csr_matrix((np.ones(len(rows), np.int32), (rows, columns)), shape=(len(blocks), units))
-
-
 def _rows(matrix: sparse.csr_matrix) -> list[tuple[np.ndarray, np.ndarray]]:
     """Return columns and values of each row."""
     ends = matrix.indptr.tolist()
-    return [(matrix.indices[a:b], matrix.data[a:b]) for a, b in zip(ends, ends[1:])]
-
-
-def _pin(group: Group, reason: Reason) -> Group:
-    return Group(group.name, group.size, group.units, group.grid, group.members, group.touched, reason)
-
-
-def _named(groups: Sequence[Group]) -> list[Group]:
-    """Name groups by the layer whose outputs they are, with a number where that is ambiguous."""
-    seen: dict[str, int] = {}
-    named = []
-    for g in groups:
-        producers = [m for m in g.members if "out" in m.sides and m.dims[0] == 0] or list(g.members)
-        base = producers[0].layer or producers[0].parameter
-        seen[base] = seen.get(base, 0) + 1
-        name = base if seen[base] == 1 else f"{base}#{seen[base]}"
-        named.append(Group(name, g.size, g.units, g.grid, g.members, g.touched, g.pinned))
-    return named
-
-
-def _place(name: str, value: Value, family: Family, flow: Flow, solution: Solution) -> Place:
-    classes = solution.class_of[family.labels.reshape(-1).numpy()]
-    sides = frozenset().union(*(flow.role.get((name, dim), set()) for dim in family.dims))
-    return Place(name, family.dims, classes, sides)
+    return [(matrix.indices[a:b], matrix.data[a:b]) for a, b in pairwise(ends)]
 
 
 def _current(modules: Mapping[str, nn.Module], attribute: Attribute) -> int | None:

@@ -55,18 +55,29 @@ def as_arguments(example_inputs: Any) -> tuple[tuple[Any, ...], dict[str, Any]]:
     return (example_inputs,), {}
 
 
+_NOTHING: Mapping[str, Any] = {}
+
+
 @contextmanager
 def untouched(model: nn.Module) -> Iterator[None]:
-    """Leave every module's attributes, registries, hooks, train/eval flags and the random state as they were."""
+    """Leave modules' attributes, buffers, registries, hooks, train/eval flags and the random state as they were."""
     saved = [
-        (vars(module), dict(vars(module)), [(v, dict(v)) for v in vars(module).values() if isinstance(v, dict)])
+        (
+            vars(module),
+            dict(vars(module)),
+            [(v, dict(v) if v else _NOTHING) for v in vars(module).values() if isinstance(v, dict)],
+        )
         for module in model.modules()
     ]
+    buffers = [(buffer, buffer._version, buffer.clone()) for buffer in model.buffers() if not buffer.is_inference()]
     devices = sorted({p.device.index or 0 for p in model.parameters() if p.device.type == "cuda"})
     try:
         with torch.random.fork_rng(devices=devices):
             yield
     finally:
+        for buffer, version, value in buffers:
+            if buffer._version != version:
+                buffer.data.copy_(value)
         for attributes, before, registries in saved:
             _restore(attributes, before)
             for registry, entries in registries:
@@ -75,7 +86,7 @@ def untouched(model: nn.Module) -> Iterator[None]:
 
 @contextmanager
 def uncollected() -> Iterator[None]:
-    """Pause the search for reference cycles: facts about labels pile up by the ten thousand, and none of them is garbage.
+    """Pause the search for reference cycles: facts about labels pile up, and none of them is garbage.
 
     Activations go when their last reference does, as always.
     """

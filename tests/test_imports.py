@@ -20,7 +20,7 @@ LAYERS = (
     {"errors", "dispatch", "modules"},
     {"trace"},
     {"labels"},
-    {"counts"},
+    {"counts", "groups"},
     {"graph"},
     {"score", "plan", "operate", "verify", "report"},
     {"api"},
@@ -29,7 +29,7 @@ LAYER_OF = {package: i for i, layer in enumerate(LAYERS) for package in layer}
 
 # What reads a plan needs nothing of what made it.
 AFTER_THE_PLAN = ("operate", "verify", "report")
-BEFORE_THE_PLAN = {"trace", "labels", "counts", "graph", "score"}
+BEFORE_THE_PLAN = {"trace", "labels", "counts", "groups", "graph", "score"}
 
 
 def sources() -> list[Path]:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import weakref
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -85,6 +85,10 @@ class PerTensor:
 
     def __contains__(self, tensor: Tensor) -> bool:
         return self.get(tensor) is not None
+
+    def __iter__(self) -> Iterator[Tensor]:
+        """Yield the tensors that are still alive."""
+        return (tensor for ref, _ in self._known.values() if (tensor := ref()) is not None)
 
 
 class Flow:

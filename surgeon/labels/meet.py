@@ -51,15 +51,25 @@ def adopt(space: Space, known: Frame, leaf: Frame) -> None:
 
 
 def _meet(space: Space, a: Frame, b: Frame) -> Frame:
+    shared = a.present & b.present
+    ours, theirs = ([f for f in side.families if not shared.isdisjoint(f.dims)] for side in (a, b))
+    # A parameter that has just adopted its labels has nothing to settle.
+    if {id(f) for f in ours} != {id(f) for f in theirs}:
+        a, b = _settled(space, a, b, shared)
+    sizes = tuple(map(max, a.sizes, b.sizes))
+    return Frame(sizes, _strongest(a.families, b.families), solid_because=a.solid_because or b.solid_because)
+
+
+def _settled(space: Space, a: Frame, b: Frame, shared: set[int]) -> tuple[Frame, Frame]:
+    """Make the labels of two operands equal, and solid where one of them is, along the dimensions that they share."""
     pairs = [(f, g) for f in a.families for g in b.families if f.dims == g.dims]
     for f, g in pairs:
         _unify(space, f, g)
     matched = {id(f) for pair in pairs for f in pair}
-    for dim in sorted(a.present & b.present):
+    for dim in sorted(shared):
         if not a.along(dim) or any(id(f) not in matched for f in (*a.along(dim), *b.along(dim))):
             a, b = _meet_along(space, a, b, dim)
-    sizes = tuple(max(s, t) for s, t in zip(a.sizes, b.sizes))
-    return Frame(sizes, _strongest(a.families, b.families), solid_because=a.solid_because or b.solid_because)
+    return a, b
 
 
 def _meet_along(space: Space, a: Frame, b: Frame, dim: int) -> tuple[Frame, Frame]:
@@ -81,6 +91,8 @@ def _stiffened(space: Space, frame: Frame, solid: Frame, dim: int) -> Frame:
 
 
 def _unify(space: Space, a: Family, b: Family) -> None:
+    if a is b:
+        return
     space.unify(a.labels, b.labels)
     for row in a.parents:
         twin = b.ancestor(row.dims)
@@ -91,16 +103,14 @@ def _unify(space: Space, a: Family, b: Family) -> None:
 def _strongest(ours: list[Family], theirs: list[Family]) -> list[Family]:
     """Drop what the other side implies: after meeting, a family along a subset of another's dimensions."""
 
-    def implied(family: Family, others: list[Family], strictly: bool) -> bool:
-        dims = set(family.dims)
-        return any(dims < set(o.dims) or (not strictly and dims == set(o.dims)) for o in others)
-
-    added = [f for f in theirs if not implied(f, ours, strictly=False)]
-    return [f for f in ours if not implied(f, added, strictly=True)] + added
+    added = [f for f in theirs if all(f.dims != o.dims and not set(f.dims) <= set(o.dims) for o in ours)]
+    return [f for f in ours if not any(set(f.dims) < set(o.dims) for o in added)] + added
 
 
 def distinct(families: Sequence[Family]) -> list[Family]:
     """Drop what others imply: after a meeting, a family along a subset of another's dimensions."""
+    if len(families) < 2:
+        return list(families)
     kept: list[Family] = []
     for family in sorted(families, key=lambda f: -len(f.dims)):
         if not any(set(family.dims) <= set(other.dims) for other in kept):

@@ -15,6 +15,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from math import prod
 
 import numpy as np
 import torch
@@ -78,15 +79,18 @@ class Space:
 
     def fresh(self, *shape: int) -> Tensor:
         """Make new labels of the given shape."""
-        size = int(np.prod(shape))
+        size = prod(shape)
         start, self.count = self.count, self.count + size
         return torch.arange(start, start + size).view(shape)
 
     def unify(self, a: Tensor, b: Tensor) -> None:
         """Make two label tensors of broadcastable shapes equal, position by position."""
-        if a is b or (a.shape == b.shape and torch.equal(a, b)):
+        if a is b:
             return
-        a, b = torch.broadcast_tensors(a, b)
+        if a.shape != b.shape:
+            a, b = torch.broadcast_tensors(a, b)
+        elif torch.equal(a, b):
+            return
         self.equalities.append((flat(a), flat(b), self.at))
 
     def split(self, cells: Tensor) -> Tensor:

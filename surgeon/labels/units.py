@@ -48,19 +48,16 @@ def solve(space: Space) -> Solution:
     bound = np.zeros(count, bool)
     for labels, _ in space.bound:
         bound[class_of[labels]] = True
-    closure, heads = _closures(space, class_of, np.flatnonzero((pinned < 0) & ~bound), count)
+    closure, unit_of = _closures(space, class_of, np.flatnonzero((pinned < 0) & ~bound), count)
     # A unit that takes a pinned class with it can't be cut: the pin spreads to the classes that the unit stands for.
-    blocked_rows = np.flatnonzero(closure @ (pinned >= 0).astype(np.int32))
-    known = pinned.copy()
-    for row in blocked_rows:
-        members = closure.indices[closure.indptr[row] : closure.indptr[row + 1]]
-        pinned[heads[row]] = known[members].max()
+    why = np.maximum.reduceat(pinned[closure.indices], closure.indptr[:-1]) if closure.nnz else np.zeros(0, int)
     for unit, at in _unexplained(space, class_of, closure).items():
-        if pinned[heads[unit]].max() < 0:
+        if why[unit] < 0:
             reasons.append(Reason("single positions of a table would go without their row or column", at))
-            pinned[heads[unit]] = len(reasons) - 1
-            blocked_rows = np.append(blocked_rows, unit)
-    free = np.setdiff1d(np.arange(closure.shape[0]), blocked_rows)
+            why[unit] = len(reasons) - 1
+    heads = np.flatnonzero(unit_of >= 0)
+    pinned[heads] = why[unit_of[heads]]
+    free = np.flatnonzero(why < 0)
     reached = np.zeros(count, bool)
     reached[closure[free].indices] = True
     for labels, reason in space.bound:
@@ -96,10 +93,8 @@ def _pins(space: Space, class_of: np.ndarray, count: int) -> tuple[np.ndarray, l
     return pinned, reasons
 
 
-def _closures(
-    space: Space, class_of: np.ndarray, free: np.ndarray, count: int
-) -> tuple[sparse.csr_matrix, list[np.ndarray]]:
-    """Return ``[units, classes]``, everything that dies with each free class, and the free classes of each unit.
+def _closures(space: Space, class_of: np.ndarray, free: np.ndarray, count: int) -> tuple[sparse.csr_matrix, np.ndarray]:
+    """Return ``[units, classes]``, everything that dies with each free class, and the unit of each class or -1.
 
     Classes that take the same along are one unit.
     """
@@ -110,8 +105,10 @@ def _closures(
         (np.ones(len(alone), np.int32), (np.arange(len(alone)), alone)), shape=(len(alone), count)
     )
     seeds = np.intersect1d(free, involved, assume_unique=True)
+    unit_of = np.full(count, -1)
+    unit_of[alone] = np.arange(len(alone))
     if not len(seeds):
-        return single, list(alone[:, None])
+        return single, unit_of
     m, s = len(involved), len(seeds)
     local = np.full(count, -1)
     local[involved] = np.arange(m)
@@ -131,11 +128,11 @@ def _closures(
         reach = _sign(reach + dead @ up)
         if reach.nnz == before:
             break
-    _, first, unit_of = np.unique(signatures(reach), return_index=True, return_inverse=True)
-    heads = [seeds[members] for members in members_of(unit_of)]
+    _, first, same = np.unique(signatures(reach), return_index=True, return_inverse=True)
+    unit_of[seeds] = len(alone) + same
     reach = reach[first].tocoo()
     joint = sparse.csr_matrix((reach.data, (reach.row, involved[reach.col])), shape=(len(first), count))
-    return sparse.vstack([single, joint]).tocsr(), [*alone[:, None], *heads]
+    return sparse.vstack([single, joint]).tocsr(), unit_of
 
 
 def _unexplained(space: Space, class_of: np.ndarray, closure: sparse.csr_matrix) -> dict[int, int]:
@@ -165,7 +162,7 @@ def _edges(space: Space, class_of: np.ndarray) -> tuple[np.ndarray, np.ndarray, 
     parent = class_of[np.concatenate([implication.parent for implication in space.implications])]
     record = np.repeat(np.arange(len(space.implications)), [len(i.child) for i in space.implications])
     _, node = np.unique(record * (space.count + 1) + parent, return_inverse=True)
-    edges, first = np.unique(node * (space.count + 1) + child, return_index=True)
+    _, first = np.unique(node * (space.count + 1) + child, return_index=True)
     first = first[child[first] != parent[first]]
     return child[first], parent[first], node[first]
 
@@ -264,9 +261,7 @@ def _losses(closure: sparse.csr_matrix, rows: sparse.csr_matrix) -> tuple[sparse
     return partial, full
 
 
-def _uneven(
-    lost: sparse.csr_matrix, gone: sparse.csr_matrix, bounds: np.ndarray
-) -> tuple[np.ndarray, np.ndarray]:
+def _uneven(lost: sparse.csr_matrix, gone: sparse.csr_matrix, bounds: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     """Find the cuts that don't take equally many cells from every surviving row of a table.
 
     Parameters

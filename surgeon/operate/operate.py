@@ -29,16 +29,17 @@ def operate(model: nn.Module, plan: Plan, *, inplace: bool = False) -> nn.Module
     >>> small = surgeon.operate(model, plan)
     """
     model = bare(model)
-    _check(model, plan)
     tensors = _named_tensors(model)
+    _check(model, tensors, plan)
     new = {id(tensors[name]): _cut(tensors[name], plan, name) for name in plan.cuts}
     if inplace:
         _replace(model, new)
         small = model
     else:
         small = _copy(model, new)
+    modules = dict(small.named_modules(remove_duplicate=False))
     for edit in plan.edits:
-        _apply(small, edit)
+        _apply(modules[edit.owner], edit)
     return small
 
 
@@ -48,8 +49,7 @@ def _named_tensors(model: nn.Module) -> dict[str, Tensor]:
     return named
 
 
-def _check(model: nn.Module, plan: Plan) -> None:
-    tensors = _named_tensors(model)
+def _check(model: nn.Module, tensors: dict[str, Tensor], plan: Plan) -> None:
     for name, shape in plan.fingerprint.items():
         if name not in tensors:
             raise PlanMismatch(f"the plan is for another architecture: this model has no tensor {name!r}")
@@ -61,24 +61,24 @@ def _check(model: nn.Module, plan: Plan) -> None:
     unknown = {name for name, _ in model.named_parameters()} - set(plan.fingerprint)
     if unknown:
         raise PlanMismatch(f"the plan is for another architecture: it does not know {sorted(unknown)[0]!r}")
+    modules = dict(model.named_modules(remove_duplicate=False))
     for edit in plan.edits:
-        found = _read(model, edit)
+        found = _read(modules.get(edit.owner), edit)
         if found != edit.old:
             raise PlanMismatch(
                 f"the plan is for another architecture: {edit.owner}.{edit.name} is {found!r}, not {edit.old}"
             )
 
 
-def _read(model: nn.Module, edit: Edit) -> Any:
+def _read(module: nn.Module | None, edit: Edit) -> Any:
     try:
-        value = getattr(model.get_submodule(edit.owner), edit.name)
+        value = getattr(module, edit.name)
         return value if edit.index is None else value[edit.index]
     except (AttributeError, IndexError, TypeError):
         return None
 
 
-def _apply(model: nn.Module, edit: Edit) -> None:
-    module = model.get_submodule(edit.owner)
+def _apply(module: nn.Module, edit: Edit) -> None:
     if edit.index is None:
         setattr(module, edit.name, edit.new)
         return

@@ -13,18 +13,21 @@ if TYPE_CHECKING:
 
 
 class _Lazy(Mapping[str, Tensor]):
-    """Parameters seen through a function, computed when asked for and forgotten when the next one is."""
+    """Parameters seen through a function, computed when asked for and overwritten when the next one is."""
 
-    def __init__(self, graph: DependencyGraph, function: Callable[[Tensor], Tensor]) -> None:
+    def __init__(self, graph: DependencyGraph, function: Callable[..., Tensor]) -> None:
         self.graph, self.function = graph, function
-        self.last: tuple[str, Tensor] | None = None
+        self.scratch: dict[tuple[torch.dtype, torch.device], Tensor] = {}
 
     def __getitem__(self, name: str) -> Tensor:
         if name not in self.graph.parameters:
             raise KeyError(name)
-        if self.last is None or self.last[0] != name:
-            self.last = name, self.function(self.graph.tensor(name).detach())
-        return self.last[1]
+        tensor = self.graph.tensor(name).detach()
+        kind, size = (tensor.dtype, tensor.device), tensor.numel()
+        if kind not in self.scratch or self.scratch[kind].numel() < size:
+            # New memory costs more than the arithmetic: parameters take turns in the largest piece so far.
+            self.scratch[kind] = torch.empty(size, dtype=tensor.dtype, device=tensor.device)
+        return self.function(tensor, out=self.scratch[kind][:size].view(tensor.shape))
 
     def __iter__(self) -> Iterator[str]:
         return iter(self.graph.parameters)

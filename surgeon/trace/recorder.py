@@ -66,9 +66,9 @@ def source_line(location: tuple[str, int]) -> str:
 def track_attributes(model: nn.Module) -> None:
     """Replace the integers held by modules with tracked ones; ``untouched`` puts the originals back."""
     for path, module in model.named_modules():
-        for name, value in list(vars(module).items()):
-            if name not in _INTERNAL:
-                vars(module)[name] = _track(value, path, name)
+        attributes = vars(module)
+        for name in attributes.keys() - _INTERNAL:
+            attributes[name] = _track(attributes[name], path, name)
 
 
 def _track(value: Any, owner: str, name: str) -> Any:

@@ -94,7 +94,6 @@ def test_the_model_is_left_as_it_was(fails: bool, training: bool) -> None:
     hook.remove()
 
 
-@pytest.mark.xfail(strict=True, reason="values that a forward writes into its buffers in place are not put back")
 def test_buffers_written_in_place_are_put_back() -> None:
     class Counter(nn.Module):
         def __init__(self) -> None:
