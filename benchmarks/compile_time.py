@@ -1,7 +1,8 @@
 """How long a cut takes, next to torch-pruning 1.6.1, in one run, alternating, medians of five.
 
 Ours: trace + score + plan + operate. Theirs: ``BasePruner`` build + step. Both cut in place, on a deep copy made
-outside the clock, and remove half of every group by L1 norm at 224x224.
+outside the clock, and remove half of every group by L1 norm at 224x224. What they leave behind is run once in eval
+and once in training mode: a model that then fails was not pruned.
 """
 
 from __future__ import annotations
@@ -68,26 +69,52 @@ def theirs(model: nn.Module, x: torch.Tensor) -> None:
     torch_pruning.pruner.BasePruner(model, x, importance=importance, pruning_ratio=0.5, ignored_layers=heads).step()
 
 
+def breaks(model: nn.Module, x: torch.Tensor) -> str:
+    """Say how a cut model fails, if it does."""
+    for mode in (False, True):
+        try:
+            with torch.no_grad():
+                model.train(mode)(torch.cat([x, x]))
+        except Exception as problem:
+            return f"breaks {'training' if mode else 'inference'}: {type(problem).__name__}"
+    return ""
+
+
+def attempt(model: nn.Module, x: torch.Tensor, times: list[float]) -> str:
+    """Time the peer and say what became of the model."""
+    try:
+        times.append(clock(lambda: theirs(model, x)))
+    except Exception as problem:
+        return f"fails: {type(problem).__name__}"
+    return breaks(model, x) or "runs"
+
+
 def measure(name: str, rounds: int) -> dict[str, Any]:
     side = 299 if name == "inception_v3" else 224
     model, x = NETWORKS[name]().eval(), torch.randn(1, 3, side, side)
     times: dict[str, list[float]] = {"forward": [], "trace and labels": [], "surgeon": [], "torch-pruning": []}
-    calls, error = run(model, x).calls, ""
+    calls, outcome = run(model, x).calls, ""
     for _ in range(rounds):
         with torch.no_grad():
             times["forward"].append(clock(lambda: model(x)))
         times["trace and labels"].append(clock(lambda: run(model, x)))
         mine, other = copy.deepcopy(model), copy.deepcopy(model)
         times["surgeon"].append(clock(lambda: ours(mine, x)))  # noqa: B023 - run at once
-        try:
-            if not error:
-                times["torch-pruning"].append(clock(lambda: theirs(other, x)))  # noqa: B023 - run at once
-        except Exception as problem:
-            error = f"fails: {type(problem).__name__}"
+        if not outcome.startswith("fails"):
+            outcome = attempt(other, x, times["torch-pruning"])
+        if breaks(mine, x):
+            raise RuntimeError(f"surgeon's {name} {breaks(mine, x)}")
     middle = {key: median(values) if values else float("nan") for key, values in times.items()}
-    ratio: Any = error or middle["torch-pruning"] / middle["surgeon"]
+    speed_up = middle["torch-pruning"] / middle["surgeon"]
     over = middle["trace and labels"] - middle["forward"]
-    return {"network": name, "calls": calls, **middle, "labels over forward": over, "speed-up": ratio}
+    return {
+        "network": name,
+        "calls": calls,
+        **middle,
+        "labels over forward": over,
+        "speed-up": speed_up,
+        "torch-pruning's": outcome,
+    }
 
 
 def main() -> None:
