@@ -23,12 +23,16 @@ def filled(first: int) -> Rule:
         flow.set(call.result, families)
         for dim, size in enumerate(sizes[: call.result.dim()]):
             flow.size(size, flow.extent(flow.value(call.result), dim), f"size {dim} of {call.name}")
+        value = call.kwargs.get("fill_value", call.args[first + 1] if call.name.endswith("full") else 0)
+        if is_tracked(value):
+            flow.size(value, int(value), f"read by {call.name}")
 
     return rule
 
 
 def alike(flow: Flow, call: Call) -> None:
     """zeros_like(x): shaped as x."""
+    flow.literal(call)
     flow.set(call.result, list(flow.value(call.args[0]).families))
 
 
@@ -36,6 +40,7 @@ def constant(flow: Flow, call: Call) -> None:
     """arange, tensor, ...: a position's value depends on its place, so none may go."""
     for tensor in tensors_in([call.args, call.kwargs]):
         flow.solid(tensor, range(tensor.dim()), f"read by {call.name}")
+    flow.literal(call)
     for result in tensors_in(call.result):
         flow.set(result, [])
 
