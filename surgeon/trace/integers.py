@@ -189,7 +189,7 @@ for _symbol, _name in (("==", "eq"), ("!=", "ne"), ("<", "lt"), ("<=", "le"), ("
     setattr(Tracked, f"__{_name}__", _comparison(_symbol, f"__{_name}__"))
 for _name in ESCAPES:
     setattr(Tracked, f"__{_name}__", _escape(f"__{_name}__"))
-Tracked.__neg__ = _negative  # type: ignore[method-assign]
+Tracked.__neg__ = _negative  # type: ignore[method-assign, assignment]
 
 
 def leaves(source: Expression) -> Iterator[Attribute | Width]:

@@ -104,7 +104,8 @@ def moments(x: Tensor, keep: Tensor, dims: list[int], correction: float = 0) -> 
     count = weight.sum(dims, keepdim=True)
     mean = (x * weight).sum(dims, keepdim=True) / count.clamp(min=1)
     spread = ((x - mean) ** 2 * weight).sum(dims, keepdim=True)
-    return mean, spread / (count - correction).clamp(min=1e-300)
+    # Groups that are cut as a whole have no survivor: 0 / tiny, and not 0 / 0.
+    return mean, spread / (count - correction).clamp(min=torch.finfo(x.dtype).tiny)
 
 
 def _dims(given: Any, x: Tensor) -> list[int]:
