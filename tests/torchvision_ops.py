@@ -29,7 +29,7 @@ def _overlaps(boxes: Tensor) -> Tensor:
 def roi_align(
     x: Tensor, rois: Tensor, spatial_scale: float, height: int, width: int, sampling_ratio: int, aligned: bool
 ) -> Tensor:
-    """Average bilinear samples in the bins of each box: ``x [n, c, h, w]``, ``rois [k, 5]`` -> ``[k, c, height, width]``."""
+    """Average samples in the bins of each box: ``x [n, c, h, w]``, ``rois [k, 5]`` -> ``[k, c, height, width]``."""
     if not len(rois):
         return x.new_zeros(0, x.shape[1], height, width)
     return torch.stack([_roi(x, roi, spatial_scale, (height, width), sampling_ratio, aligned) for roi in rois])
