@@ -226,8 +226,7 @@ class DependencyGraph:
         """Return how many positions of the naming layer's output one step takes: what ``round_to`` rounds."""
         at_home = [m for m in group.members if m.layer == group.name.partition("#")[0] and "out" in m.sides]
         place = (at_home or list(group.members))[0]
-        units = np.concatenate([row[: len(row) // group.size] for row in group.grid])
-        dead = self.dead_classes(units)
+        dead = self.dead_classes(group.first_step)
         return max(1, int(dead[place.classes].sum()))
 
     def reductions(self) -> Iterator[tuple[int, str, int, tuple[int, ...], np.ndarray]]:
