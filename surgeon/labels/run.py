@@ -30,10 +30,12 @@ _DECLARED: dict[str, tuple[str, int]] = {
     "num_features": ("operand", 1),
     "num_channels": ("operand", 1),
     "embedding_dim": ("result", -1),
+    "input_size": ("operand", -1),
+    "hidden_size": ("result", -1),
 }
 
 
-_DECLARING = ("conv", "linear", "batch_norm", "group_norm", "instance_norm", "embedding")
+_DECLARING = ("conv", "linear", "batch_norm", "group_norm", "instance_norm", "embedding", "lstm", "gru", "rnn")
 
 
 @dataclass(eq=False)

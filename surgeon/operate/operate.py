@@ -39,6 +39,9 @@ def operate(model: nn.Module, plan: Plan, *, inplace: bool = False) -> nn.Module
         small = _copy(model, new)
     for edit in plan.edits:
         _apply(small, edit)
+    for module in small.modules():
+        if isinstance(module, nn.RNNBase):
+            module._init_flat_weights()  # a list of its parameters, laid out as one piece on a GPU
     return small
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from surgeon.labels.flow import Rule
-from surgeon.labels.rules import contraction, elementwise, factory, indexing, joining, movement, reduction
+from surgeon.labels.rules import contraction, elementwise, factory, indexing, joining, movement, recurrent, reduction
 
 __all__ = ["RULES", "merge"]
 
@@ -20,5 +20,12 @@ def merge(*tables: dict[str, Rule]) -> dict[str, Rule]:
 
 
 RULES: dict[str, Rule] = merge(
-    contraction.RULES, elementwise.RULES, factory.RULES, indexing.RULES, joining.RULES, movement.RULES, reduction.RULES
+    contraction.RULES,
+    elementwise.RULES,
+    factory.RULES,
+    indexing.RULES,
+    joining.RULES,
+    movement.RULES,
+    recurrent.RULES,
+    reduction.RULES,
 )
