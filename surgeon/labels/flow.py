@@ -109,8 +109,8 @@ class Flow:
         """Apply the rule of a call."""
         results = list(tensors_in(call.result))
         given = list(tensors_in([call.args, call.kwargs]))
-        if not results and call.name != "setitem":
-            return
+        if not results and call.name != "setitem" and "::" not in call.name:
+            return  # a question about a tensor; an op of a library may write to one
         if call.name == "setitem":
             results = [call.args[0]]
         values = [self.look(tensor) for tensor in given]
@@ -125,6 +125,23 @@ class Flow:
             self._apply(rule, call)
         self._log(call, given, values, shapes, results)
         self.current = ()
+
+    def knows(self, name: str) -> bool:
+        """Tell whether an op has a rule."""
+        return name in self.rules
+
+    def leave(self, call: Call) -> None:
+        """A custom autograd function without a rule: what no call of its body wrote comes from a kernel of its own."""
+        results = list(tensors_in(call.result))
+        made = [self.look(tensor).maker for tensor in results]
+        if all(at is not None and "empty" not in self.ops[at].name for at in made):
+            return
+        given = list(tensors_in([call.args, call.kwargs]))
+        values = [self.look(tensor) for tensor in given]
+        shapes = [(v.shape, tuple(v.families)) for v in values]
+        self.space.at, self.current, self.pending = call.index, tuple(given), []
+        self.unknown(call)
+        self._log(call, given, values, shapes, results)
 
     def _apply(self, rule: Rule, call: Call) -> None:
         """Run a rule; one that can't make sense of its call leaves what it has said so far, and pins the rest."""

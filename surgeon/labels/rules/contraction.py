@@ -40,7 +40,8 @@ LINES: dict[str, str] = {
 def run_line(flow: Flow, call: Call, notation: Notation, because: str = "") -> None:
     """Apply a line of notation to a call."""
     operands, positions, known, sizes = [], [], {}, []
-    alone = call.name.startswith("conv") and call.args[0].dim() < call.argument(1, "weight").dim()
+    convolution = call.name in LINES and call.name.startswith("conv")
+    alone = convolution and call.args[0].dim() < call.argument(1, "weight").dim()
     for argument in notation.arguments:
         given = call.argument(argument.position, argument.name)
         if argument.size is not None:
