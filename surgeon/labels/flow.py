@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -118,7 +118,7 @@ class Flow:
         rule = self.rules.get(call.name)
         shapes = [(v.shape, tuple(v.families)) for v in values]
         if rule is None and all(v.solid for v in values):
-            pass
+            self.literal(call)
         elif rule is None:
             self.unknown(call)
         else:
@@ -250,9 +250,16 @@ class Flow:
         reason = f"{why or 'no rule'} for {call}"
         for tensor in tensors_in([call.args, call.kwargs]):
             pin_value(self.space, self.look(tensor), reason)
+        self.literal(call)
         self.unknown_ops[call.index] = reason
         for tensor in tensors_in(call.result):
             self.set(tensor, [])
+
+    def literal(self, call: Call) -> None:
+        """What is made of the integers of a call does not follow them: they keep their values."""
+        for given in integers_in([call.args, call.kwargs]):
+            if is_tracked(given):
+                self.size(given, int(given), f"read by {call.name}")
 
     def align(self, tensor: Tensor, dims: Sequence[int]) -> None:
         """An op mixes positions along dimensions: what they hold along the others has to be the same everywhere."""
@@ -306,6 +313,15 @@ def _settings(call: Call) -> dict[str, Any]:
     settings: dict[str, Any] = {str(i): a for i, a in enumerate(call.args) if isinstance(a, plain)}
     settings.update((k, v) for k, v in call.kwargs.items() if isinstance(v, plain))
     return settings
+
+
+def integers_in(tree: Any) -> Iterator[int]:
+    """Yield the integers inside nested tuples, lists and dicts."""
+    if isinstance(tree, int):
+        yield tree
+    elif isinstance(tree, (tuple, list, Mapping)):
+        for item in tree.values() if isinstance(tree, Mapping) else tree:
+            yield from integers_in(item)
 
 
 def is_tracked(value: Any) -> bool:

@@ -3,7 +3,17 @@
 from __future__ import annotations
 
 from surgeon.labels.flow import Rule
-from surgeon.labels.rules import contraction, elementwise, factory, indexing, joining, movement, recurrent, reduction
+from surgeon.labels.rules import (
+    contraction,
+    elementwise,
+    factory,
+    images,
+    indexing,
+    joining,
+    movement,
+    recurrent,
+    reduction,
+)
 
 __all__ = ["RULES", "merge"]
 
@@ -23,6 +33,7 @@ RULES: dict[str, Rule] = merge(
     contraction.RULES,
     elementwise.RULES,
     factory.RULES,
+    images.RULES,
     indexing.RULES,
     joining.RULES,
     movement.RULES,

@@ -33,6 +33,7 @@ LINES: dict[str, str] = {
     "instance_norm": "input[n c *] weight[c] bias[c] running_mean[c] running_var[c] -> n c *",
     "group_norm": "input[n (g c) *] num_groups=g weight[(g c)] bias[(g c)] -> n (g c) * over c",
     "prelu": "input[n c ...] weight[c] -> n c ...",
+    "grid_sampler": "input[n c *] grid[n *] -> n c *",
     "weight_norm": "v[o ...] g[o ...] dim -> o ... over ...",
 }
 
@@ -140,6 +141,33 @@ def batch_norm(flow: Flow, call: Call) -> None:
     run_line(flow, call, parse(line))
 
 
+def distances(flow: Flow, call: Call) -> None:
+    """cdist(x1 [..., p, m], x2 [..., r, m]) -> [..., p, r]: sums over m, where the points of neither side are zero."""
+    run_line(flow, call, parse("x1[... p m] x2[... r m] -> ... p r"))
+    for i, name in enumerate(("x1", "x2")):
+        flow.reduced(call.argument(i, name), [call.argument(i, name).dim() - 1])
+
+
+def tensordot(flow: Flow, call: Call) -> None:
+    a, b, over_a, over_b = call.args[:4]
+    left, right = ([f"{side}{d}" for d in range(t.dim())] for side, t in (("a", a), ("b", b)))
+    for i, j in zip(over_a, over_b):
+        right[j] = left[i]
+    shared = set(left) & set(right)
+    out = " ".join(letter for letter in (*left, *right) if letter not in shared)
+    run_line(flow, call, parse(f"a[{' '.join(left)}] b[{' '.join(right)}] -> {out}"))
+
+
+def experts(flow: Flow, call: Call) -> None:
+    """grouped_mm(input [s, i], weight [e, i, o], offs) -> [s, o]: rows come expert by expert, a matrix each."""
+    tensor, weight = call.args[:2]
+    if (tensor.dim(), weight.dim()) != (2, 3) or call.argument(3, "bias") is not None:
+        return flow.unknown(call, "a product in other groups than of rows by expert")
+    flow.solid(tensor, [0], f"{call.name} reads rows expert by expert")
+    flow.solid(weight, [0], f"{call.name} looks up experts by index")
+    run_line(flow, call, parse("input[* i] weight[* i o] -> * o"))
+
+
 def add_to(product: str, output: str) -> Callable[[Flow, Call], None]:
     """addmm and its like: a product and something that broadcasts to its shape."""
 
@@ -190,5 +218,9 @@ RULES: dict[str, Callable[[Flow, Call], None]] = {
     "layer_norm": layer_norm,
     "rms_norm": layer_norm,
     "embedding": embedding,
+    "cdist": distances,
+    "tensordot": tensordot,
+    "grouped_mm": experts,
+    "transformers::grouped_mm_fallback": experts,
     "scaled_dot_product_attention": attention,
 }

@@ -36,6 +36,7 @@ def constant(flow: Flow, call: Call) -> None:
     """arange, tensor, ...: a position's value depends on its place, so none may go."""
     for tensor in tensors_in([call.args, call.kwargs]):
         flow.solid(tensor, range(tensor.dim()), f"read by {call.name}")
+    flow.literal(call)
     for result in tensors_in(call.result):
         flow.set(result, [])
 

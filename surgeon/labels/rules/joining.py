@@ -21,6 +21,18 @@ def cat(flow: Flow, call: Call) -> None:
     flow.set(call.result, side_by_side(flow, [flow.value(t) for t in tensors], dim))
 
 
+def stacked_along(dim: int) -> Rule:
+    """hstack and vstack: cat along a dimension, for tensors that have it."""
+
+    def rule(flow: Flow, call: Call) -> None:
+        tensors = call.argument(0, "tensors")
+        if any(tensor.dim() < 2 for tensor in tensors):
+            return flow.unknown(call, "vectors become matrices")
+        flow.set(call.result, side_by_side(flow, [flow.value(t) for t in tensors], dim))
+
+    return rule
+
+
 def stack(flow: Flow, call: Call) -> None:
     """Stacking makes a new dimension of constant size."""
     tensors = list(call.argument(0, "tensors"))
@@ -120,6 +132,8 @@ RULES: dict[str, Rule] = {
     "concat": cat,
     "concatenate": cat,
     "stack": stack,
+    "hstack": stacked_along(1),
+    "vstack": stacked_along(0),
     "pad": pad,
     "constant_pad_nd": pad,
 }

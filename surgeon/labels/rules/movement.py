@@ -155,6 +155,14 @@ def shuffle_channels(flow: Flow, call: Call) -> None:
     flow.set(call.result, move(flow.space, swapped, lambda labels: labels.flatten(1, 2)))
 
 
+def paired(flow: Flow, call: Call) -> None:
+    """view_as_complex reads the last dimension as (real, imaginary); view_as_real writes one."""
+    if call.name == "view_as_real":
+        return flow.set(call.result, move(flow.space, flow.value(call.args[0]), lambda labels: labels.unsqueeze(-1)))
+    flow.solid(call.args[0], [-1], f"{call.name} takes pairs of numbers")
+    flow.set(call.result, move(flow.space, flow.value(call.args[0]), lambda labels: labels.select(-1, 0)))
+
+
 def unbind(flow: Flow, call: Call) -> None:
     """Taking a dimension apart makes it solid: each position becomes a tensor of its own."""
     tensor = call.args[0]
@@ -250,8 +258,12 @@ RULES: dict[str, Rule] = {
     "pixel_unshuffle": unshuffle_pixels,
     "channel_shuffle": shuffle_channels,
     "repeat": repeat,
+    "view_as_complex": paired,
+    "view_as_real": paired,
     "unbind": unbind,
     "chunk": chunk,
+    "unsafe_chunk": chunk,
     "split": split,
+    "unsafe_split": split,
     "split_with_sizes": split,
 }
