@@ -7,6 +7,7 @@ from collections.abc import Callable
 from torch import Tensor
 
 from surgeon.labels.contract import Operand, contract, spell
+from surgeon.labels.family import Extent
 from surgeon.labels.flow import Flow
 from surgeon.labels.notation import Notation, parse
 from surgeon.trace import Call
@@ -166,6 +167,22 @@ def experts(flow: Flow, call: Call) -> None:
     flow.solid(tensor, [0], f"{call.name} reads rows expert by expert")
     flow.solid(weight, [0], f"{call.name} looks up experts by index")
     run_line(flow, call, parse("input[* i] weight[* i o] -> * o"))
+    for dim in (1, 2):
+        in_eights(flow, weight, dim)
+
+
+def in_eights(flow: Flow, tensor: Tensor, dim: int) -> None:
+    """A kernel wants rows of 16 bytes: widths stay multiples of 8, or of 4 where they are no more than that.
+
+    The positions 0, 8, 16, ... become one row of a table, 1, 9, 17, ... the next, and rows keep equally many.
+    """
+    size = int(tensor.shape[dim])
+    step = next((n for n in (8, 4) if size % n == 0 and size > n), 0)
+    width = flow.extent(flow.value(tensor), dim)
+    if step and isinstance(width, Extent) and width.labels.numel() == size:
+        flow.space.balance(width.labels.reshape(-1, step).T.contiguous())
+    elif isinstance(width, Extent):
+        flow.solid(tensor, [dim], "a kernel wants rows of 16 bytes")
 
 
 def add_to(product: str, output: str) -> Callable[[Flow, Call], None]:

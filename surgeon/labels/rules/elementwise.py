@@ -58,6 +58,13 @@ def _frame(flow: Flow, value: Value, because: str, rank: int) -> Frame:
     return Frame(lead + value.shape, families, solid_because=because)
 
 
+def broadcast(flow: Flow, call: Call) -> None:
+    """broadcast_tensors: all results have the shape in which the tensors meet."""
+    families = together(flow, list(tensors_in(call.args)), call.result[0].dim())
+    for result in call.result:
+        flow.set(result, list(families))
+
+
 def converted(flow: Flow, call: Call) -> None:
     """to and type_as: another tensor only lends its type."""
     flow.set(call.result, list(flow.value(call.args[0]).families))
@@ -118,6 +125,7 @@ RULES: dict[str, Rule] = {
     **{name: statistic for name in ("softmax", "log_softmax", "softmin")},
     **{name: ordered for name in ("cumsum", "cumprod", "logcumsumexp", "cummax", "cummin")},
     **{name: converted for name in ("to", "type_as")},
+    "broadcast_tensors": broadcast,
     "cosine_similarity": similarity,
     **{name: cross for name in ("cross", "linalg_cross")},
     "glu": glu,

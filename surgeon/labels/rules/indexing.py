@@ -165,7 +165,8 @@ def embedding_bag(flow: Flow, call: Call) -> None:
         flow.solid(tensor, range(tensor.dim()), "a table of indices")
     for result in call.result[1:]:
         flow.set(result, [])
-    flow.set(call.result[0], list(flow.value(weight).families))
+    columns = (project(flow.space, family, [1]) for family in flow.value(weight).families)
+    flow.set(call.result[0], [family for family in columns if family is not None])
 
 
 def binned(flow: Flow, call: Call) -> None:
