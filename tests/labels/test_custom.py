@@ -133,7 +133,7 @@ def test_the_body_of_a_taught_function_says_nothing() -> None:
     class Odd(torch.autograd.Function):
         @staticmethod
         def forward(ctx: Any, x: Tensor) -> Tensor:
-            return torch.fft.ifft2(torch.fft.fft2(x)).real
+            return x.masked_scatter(x > 100, x)
 
     model = Net(lambda x, w: Odd.apply(x))
     assert [g.name for g in surgeon.trace(model, X).free] == ["second"]

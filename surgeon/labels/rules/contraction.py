@@ -95,6 +95,7 @@ def line(text: str) -> Callable[[Flow, Call], None]:
 
 
 def matmul(flow: Flow, call: Call) -> None:
+    """input[... m k] other[... k n] -> ... m n, and with vectors."""
     a, b = (call.argument(i, name).dim() for i, name in enumerate(("input", "other")))
     left = "k" if a == 1 else "... m k"
     right = "k" if b == 1 else "... k n"
@@ -104,6 +105,7 @@ def matmul(flow: Flow, call: Call) -> None:
 
 
 def einsum(flow: Flow, call: Call) -> None:
+    """The equation says it: letters that operands share meet, those that the output lacks are summed over."""
     equation, *tensors = call.args
     if len(tensors) == 1 and isinstance(tensors[0], (list, tuple)):
         tensors = list(tensors[0])
@@ -124,6 +126,7 @@ def _space(letters: str) -> str:
 
 
 def layer_norm(flow: Flow, call: Call) -> None:
+    """input[... c] normalized_shape weight[c] bias[c] -> ... c over c, and over several dimensions."""
     shape = call.argument(1, "normalized_shape")
     letters = " ".join(f"c{i}" for i in range(len(shape)))
     bias = f" bias[{letters}]" if call.name == "layer_norm" else ""
@@ -150,6 +153,7 @@ def distances(flow: Flow, call: Call) -> None:
 
 
 def tensordot(flow: Flow, call: Call) -> None:
+    """Dimensions that are contracted meet in pairs, all others pass."""
     a, b, over_a, over_b = call.args[:4]
     left, right = ([f"{side}{d}" for d in range(t.dim())] for side, t in (("a", a), ("b", b)))
     for i, j in zip(over_a, over_b):
@@ -189,6 +193,7 @@ def add_to(product: str, output: str) -> Callable[[Flow, Call], None]:
     """addmm and its like: a product and something that broadcasts to its shape."""
 
     def rule(flow: Flow, call: Call) -> None:
+        """A product of matrices, and something that broadcasts to its shape."""
         rank = call.argument(0, "input").dim()
         lead = " ".join(output.split()[len(output.split()) - rank :])
         run_line(flow, call, parse(f"input[{lead}] {product} -> {output}"))
@@ -197,6 +202,7 @@ def add_to(product: str, output: str) -> Callable[[Flow, Call], None]:
 
 
 def embedding(flow: Flow, call: Call) -> None:
+    """weight[* e] -> ... e: rows are looked up by index."""
     weight = call.argument(0, "weight")
     if call.func.__module__ == "torch.nn.functional":
         weight = call.argument(1, "weight")
@@ -213,6 +219,7 @@ def embedding(flow: Flow, call: Call) -> None:
 
 
 def attention(flow: Flow, call: Call) -> None:
+    """query[... l d] key[... s d] value[... s v] -> ... l v: s stays, and d where the op scales by its root."""
     query = call.argument(0, "query")
     if call.argument(6, "scale") is None:
         for tensor in (query, call.argument(1, "key")):

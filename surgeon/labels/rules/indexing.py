@@ -17,6 +17,7 @@ from surgeon.trace import Call
 
 
 def getitem(flow: Flow, call: Call) -> None:
+    """x[index]: slices move positions, and their bounds follow the cut; a dimension that is indexed stays."""
     tensor, index = call.args
     flow.set(call.result, _picked(flow, tensor, index).families)
 
@@ -89,6 +90,7 @@ def bound_at(flow: Flow, value: Value, dim: int, bound: Any, what: str) -> None:
 
 
 def narrow(flow: Flow, call: Call) -> None:
+    """A slice: its start and its length follow the cut."""
     tensor, dim, start, length = (call.argument(i, n) for i, n in enumerate(("input", "dim", "start", "length")))
     dim = int(dim) % tensor.dim()
     value = flow.value(tensor)
@@ -99,6 +101,7 @@ def narrow(flow: Flow, call: Call) -> None:
 
 
 def select(flow: Flow, call: Call) -> None:
+    """A single position is picked: its dimension stays."""
     tensor = call.args[0]
     flow.solid(tensor, [int(call.argument(1, "dim"))], "picked by a constant index")
     flow.set(call.result, move(flow.space, flow.value(tensor), rerun(call)))
@@ -111,6 +114,7 @@ def gather(flow: Flow, call: Call) -> None:
 
 
 def take_along(flow: Flow, call: Call) -> None:
+    """gather with a table of indices that broadcasts."""
     tensor, index, dim = (call.argument(i, n) for i, n in enumerate(("input", "indices", "dim")))
     if dim is None:
         return flow.unknown(call, "looking up in a flattened tensor")

@@ -15,6 +15,7 @@ from surgeon.trace import Call
 
 
 def cat(flow: Flow, call: Call) -> None:
+    """Tensors keep their own positions along one dimension, and meet along all others."""
     tensors = call.argument(0, "tensors")
     tensors = [t for t in tensors if t.shape != (0,)]
     dim = int(call.argument(1, "dim", call.kwargs.get("axis", 0))) % call.result.dim()
@@ -25,6 +26,7 @@ def stacked_along(dim: int) -> Rule:
     """hstack and vstack: cat along a dimension, for tensors that have it."""
 
     def rule(flow: Flow, call: Call) -> None:
+        """cat along a dimension, for tensors that have it."""
         tensors = call.argument(0, "tensors")
         if any(tensor.dim() < 2 for tensor in tensors):
             return flow.unknown(call, "vectors become matrices")

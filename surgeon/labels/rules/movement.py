@@ -47,10 +47,12 @@ def rerun(call: Call) -> Callable[[Tensor], Any]:
 
 
 def plain(flow: Flow, call: Call) -> None:
+    """Positions go elsewhere: the same function runs on the labels."""
     flow.set(call.result, move(flow.space, flow.value(call.args[0]), rerun(call)))
 
 
 def placed(flow: Flow, call: Call) -> None:
+    """Positions go elsewhere, and what results depends on their place: the dimensions that are moved along stay."""
     tensor = call.args[0]
     flow.solid(tensor, PLACED[call.name](call, tensor), f"{call.name} depends on the place along the dimension")
     plain(flow, call)
@@ -72,6 +74,7 @@ def reshape(flow: Flow, call: Call) -> None:
 
 
 def unflatten(flow: Flow, call: Call) -> None:
+    """One dimension becomes several: every size that is given has to equal the width that it becomes."""
     plain(flow, call)
     sizes = call.argument(2, "sizes")
     _check_sizes(flow, call, sizes, int(call.argument(1, "dim")) % call.args[0].dim())

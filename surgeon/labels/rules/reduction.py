@@ -57,6 +57,7 @@ def reduced_dims(call: Call, tensor: Tensor) -> list[int]:
 
 
 def statistic(flow: Flow, call: Call) -> None:
+    """Dimensions are summed over; a reference takes the statistic over what is left."""
     tensor = call.args[0]
     value = flow.value(tensor)
     dims = reduced_dims(call, tensor)
@@ -108,6 +109,7 @@ def _squeeze(family: Family, dims: Sequence[int]) -> Family:
 
 
 def window(flow: Flow, call: Call) -> None:
+    """Windows over trailing dimensions, which stay; channels pass."""
     rank = call.args[0].dim()
     whole(flow, call, range(rank - WINDOWS[call.name], rank))
 
