@@ -13,8 +13,8 @@ HEAD = """# Operators
 
 This page is written by `python -m surgeon.labels.rules`. It lists the operators that surgeon has a rule for, by the
 name under which they arrive when a model runs: functions and methods, in place or not, have one name (`add` is
-`torch.add`, `x.add_(y)` and `x += y`). Layers such as `nn.MultiheadAttention`, and functions that torch writes in Python, arrive as
-the operators that they are made of.
+`torch.add`, `x.add_(y)` and `x += y`). Layers such as `nn.MultiheadAttention`, and functions that torch writes in
+Python, arrive as the operators that they are made of.
 
 An operator that is not here pins what it touches, and nothing else; `explain` names it as `no rule for ...`. How to add
 one, or to teach surgeon an operator of your own, is in [architecture.md](architecture.md).
