@@ -108,6 +108,9 @@ def unfused() -> Iterator[None]:
 
 # Questions about a tensor's size: they move no data and are not counted as calls.
 SIZE_QUERIES = frozenset({"shape", "size", "numel"})
+# What layers ask or do beside their computation, more or less often from run to run: not counted as calls either. A
+# recurrent layer looks its weights over whenever they are other tensors than they were, as under a reference.
+ASIDES = frozenset({"dtype", "device", "is_cuda", "dim", "data_ptr", "grad_fn", "cudnn_rnn_flatten_weight"})
 _BINARY = {"add", "sub", "mul", "div", "truediv", "floordiv", "mod", "pow", "and", "or", "xor", "matmul"}
 
 

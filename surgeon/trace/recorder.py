@@ -15,7 +15,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.modules import module as torch_module
 
-from surgeon.dispatch import SIZE_QUERIES, Applied, intercept, op_name
+from surgeon.dispatch import ASIDES, SIZE_QUERIES, Applied, intercept, op_name
 from surgeon.errors import SurgeonError, TraceError
 from surgeon.modules import as_arguments, tensors_in, untouched
 from surgeon.trace.integers import Attribute, Ledger, Tracked, ledger
@@ -104,6 +104,8 @@ class _Recording:
         name = op_name(func)
         if name in SIZE_QUERIES:
             return self.size(name, func(*args, **kwargs), *args, **kwargs)
+        if name in ASIDES:
+            return func(*args, **kwargs)
         index, self.count = self.start + self.count, self.count + 1
         inner = isinstance(func, Applied) and self.listener.knows(name)
         self.hidden += inner

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 from torch.func import functional_call
 
-from surgeon.dispatch import SIZE_QUERIES, intercept, op_name
+from surgeon.dispatch import ASIDES, SIZE_QUERIES, intercept, op_name
 from surgeon.errors import VerificationError
 from surgeon.modules import as_arguments, bare, evaluating, tensors_in, untouched
 from surgeon.plan.plan import Plan
@@ -170,7 +170,7 @@ def _watched(call: Callable[..., Any], seen: Any) -> Callable[..., Any]:
     def run(func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         result = call(func, args, kwargs)
         name = op_name(func)
-        if seen is not None and name not in SIZE_QUERIES:
+        if seen is not None and name not in SIZE_QUERIES | ASIDES:
             seen.append((name, [t.detach().clone() for t in tensors_in(result)]))
         return result
 

@@ -45,7 +45,6 @@ def test_a_scalar_has_no_dimensions() -> None:
     assert parse("s[] b[k] -> k").arguments[0].dims == ()
 
 
-@pytest.mark.xfail(strict=True, reason="a name that ends another name with brackets is taken for a tensor")
 def test_a_name_inside_another_is_no_tensor() -> None:
     assert [a.dims for a in parse("dim outdim[i] -> i").arguments] == [None, (("i",),)]
 

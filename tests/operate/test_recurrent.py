@@ -78,3 +78,80 @@ def _whole(rnn: nn.RNNBase) -> None:
 def test_flops_of_recurrent_layers_are_listed_as_uncounted() -> None:
     result = surgeon.prune(Recurrent("LSTM", False), torch.randn(2, 5, 6), ratio=0.5)
     assert "lstm" in " ".join(result.proof.uncounted)
+
+
+@pytest.mark.parametrize("kind", ["LSTMCell", "GRUCell", "RNNCell"])
+def test_cells_are_cut_and_counted(kind: str) -> None:
+    class Steps(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.stem, self.cell, self.head = nn.Linear(6, 10), getattr(nn, kind)(10, 8), nn.Linear(8, 2)
+            self.width = 8
+
+        def forward(self, x: Tensor) -> Tensor:
+            x = self.stem(x)
+            h = c = x.new_zeros(x.shape[0], self.width)
+            for t in range(x.shape[1]):
+                h, c = self.cell(x[:, t], (h, c)) if kind == "LSTMCell" else (self.cell(x[:, t], h), c)
+            return self.head(h)
+
+    torch.manual_seed(0)
+    x = torch.randn(2, 4, 6)
+    result = surgeon.prune(Steps(), x, ratio=0.5, scope="local")
+    cell = result.model.cell
+    assert (cell.input_size, cell.hidden_size, result.model.width) == (5, 4, 4)
+    before, after, counted_before, counted_after = result.proof.flops
+    assert (before, after) == (counted_before, counted_after)
+    result.model(x).sum().backward()
+
+
+def test_a_decoder_starts_where_the_encoder_ends() -> None:
+    class Translator(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.words = nn.Embedding(20, 12)
+            self.encoder = nn.GRU(12, 8, 2, batch_first=True)
+            self.decoder = nn.GRU(12, 8, 2, batch_first=True)
+            self.head = nn.Linear(8, 20)
+
+        def forward(self, source: Tensor, target: Tensor) -> Tensor:
+            seen, state = self.encoder(self.words(source))
+            said, _ = self.decoder(self.words(target), state)
+            return self.head(said + torch.softmax(said @ seen.transpose(1, 2), -1) @ seen)
+
+    torch.manual_seed(0)
+    inputs = torch.randint(0, 20, (3, 5)), torch.randint(0, 20, (3, 4))
+    small = surgeon.prune(Translator(), inputs, ratio=0.5, scope="local").model
+    assert small.encoder.hidden_size == small.decoder.hidden_size == 4
+
+
+def test_a_state_that_is_given_stays_as_wide() -> None:
+    class Given(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.rnn, self.head = nn.GRU(6, 8, batch_first=True), nn.Linear(8, 2)
+
+        def forward(self, x: Tensor, state: Tensor) -> Tensor:
+            return self.head(self.rnn(x, state)[0])
+
+    graph = surgeon.trace(Given(), (torch.randn(2, 4, 6), torch.randn(1, 2, 8)))
+    assert not graph.free
+    assert "gru" in graph.explain("rnn")
+
+
+def test_a_start_of_zeros_that_is_written_to_couples_the_layers() -> None:
+    class Written(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.start, self.rnn, self.head = nn.Linear(6, 8), nn.GRU(6, 8, 2, batch_first=True), nn.Linear(8, 2)
+            self.width = 8
+
+        def forward(self, x: Tensor) -> Tensor:
+            state = torch.zeros(2, x.shape[0], self.width)
+            state[1] = self.start(x[:, 0])
+            return self.head(self.rnn(x, state)[0])
+
+    torch.manual_seed(0)
+    x = torch.randn(2, 4, 6)
+    small = surgeon.prune(Written(), x, ratio=0.5, scope="local").model
+    assert small.start.out_features == small.rnn.hidden_size == small.width

@@ -23,8 +23,7 @@ from surgeon.trace import Call
 GATES = {"lstm": 4, "gru": 3, "rnn_tanh": 1, "rnn_relu": 1}
 
 ZEROS = frozenset({"zeros", "new_zeros", "zeros_like"})
-# What may happen to a state of zeros before it is used: questions, and calls that return it as it is.
-ASKED = frozenset({"dtype", "device", "dim", "is_cuda"})
+# What may happen to a state of zeros before it is used: calls that return it as it is.
 KEPT = frozenset({"to", "contiguous", "clone", "detach", "cuda", "requires_grad"})
 
 
@@ -154,7 +153,7 @@ def untouched_zeros(flow: Flow, value: Value) -> bool:
         return False
     same = {made}
     for index, op in enumerate(flow.ops[made + 1 :], made + 1):
-        if not same & set(op.feeds) or op.name in ASKED or op.name.removesuffix("_cell") in GATES:
+        if not same & set(op.feeds) or op.name.removesuffix("_cell") in GATES:
             continue
         if op.name not in KEPT or op.inplace:
             return False
