@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from threading import get_ident
 from typing import Any
 
 import torch
@@ -52,7 +53,11 @@ class Applied:
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
         with self.mode.listening(True):
-            return super(_SingleLevelFunction, self.function).apply(*args, **kwargs)  # type: ignore[misc]
+            return _apply(self.function, *args, **kwargs)
+
+
+def _apply(function: type, *args: Any, **kwargs: Any) -> Any:
+    return super(_SingleLevelFunction, function).apply(*args, **kwargs)  # type: ignore[misc]
 
 
 @contextmanager
@@ -62,7 +67,11 @@ def _applied(mode: _Mode) -> Iterator[None]:
     Modules often keep a bound ``apply``, so it is replaced one class above the one where they got it from.
     """
 
+    thread = get_ident()
+
     def routed(function: type, *args: Any, **kwargs: Any) -> Any:
+        if get_ident() != thread:  # a mode is one thread's, a class is everybody's
+            return _apply(function, *args, **kwargs)
         with mode.listening(False):
             return mode.call(Applied(function, mode), args, kwargs)
 

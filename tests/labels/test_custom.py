@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from threading import Thread
 from typing import Any
 
 import pytest
@@ -140,6 +141,19 @@ def test_the_body_of_a_taught_function_says_nothing() -> None:
     surgeon.rule("Odd", "n c * -> n c *")
     assert surgeon.prune(model, X, ratio=0.5, scope="local").model.first.out_channels == 4
     assert "apply" not in vars(torch.autograd.function._SingleLevelFunction)
+
+
+def test_functions_of_other_threads_are_left_alone() -> None:
+    found = []
+
+    def op(x: Tensor, weight: Tensor) -> Tensor:
+        other = Thread(target=lambda: found.append(Kernel.apply(torch.ones(2, 8, 4, 4))))
+        other.start()
+        other.join()
+        return x
+
+    assert [g.name for g in surgeon.trace(Net(op), X).free] == ["first", "second"]
+    assert bool((found[0] == 3).all())
 
 
 WRONG = {
