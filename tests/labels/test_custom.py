@@ -222,4 +222,4 @@ def test_the_long_form_names_arguments_and_sizes(case: Case) -> None:
     n, g, i, o = case.size(1, 2), case.size(1, 3), case.size(1, 3), case.size(1, 3)
     bias = case.tensor(g * o) if case.flip() else None
     x, w = case.tensor(n, g * i, 2, 2), case.tensor(g * o, i, 1, 1)
-    case.check(lambda m: mix(m.x, m.w, m.bias, m.groups), x=x, w=w, bias=bias, groups=g)
+    case.check(lambda m: mix(m.x, m.w, m.bias, m.groups), x=x, w=w, bias=bias, groups=g, dress=("x",))

@@ -80,7 +80,8 @@ def run_direction(flow: Flow, call: Call, given: Value, dims: str, one: Directio
     families, _ = contract(flow.space, line, operands, {}, len(given.shape))
     if one.projected:  # the op tells a projection by the state being narrower than the cell: a comparison of sizes
         state_size, cell_size = flow.sizes(one.weights[-1])
-        assert state_size < cell_size
+        if not state_size < cell_size:
+            raise ValueError(f"a projection from {cell_size} to {state_size}")
     flow.roles(line, operands, len(given.shape))
     return Ran(Value((*given.shape[:-1], width), families), state, cell)
 
