@@ -146,6 +146,7 @@ def test_public_names() -> None:
         "operate",
         "plan",
         "prune",
+        "rule",
         "score",
         "trace",
         "verify",

@@ -131,8 +131,8 @@ class Flow:
         """Apply the rule of a call."""
         results = list(tensors_in(call.result))
         given = list(tensors_in([call.args, call.kwargs]))
-        if not results and call.name != "setitem":
-            return
+        if not results and call.name != "setitem" and "::" not in call.name:
+            return  # a question about a tensor; an op of a library may write to one
         if call.name == "setitem":
             results = [call.args[0]]
         values = [self.look(tensor) for tensor in given]
@@ -140,13 +140,30 @@ class Flow:
         rule = self.rules.get(call.name)
         shapes = [(v.shape, tuple(v.families)) for v in values]
         if rule is None and all(v.solid for v in values):
-            pass
+            self.literal(call)
         elif rule is None:
             self.unknown(call)
         else:
             self._apply(rule, call)
         self._log(call, given, values, shapes, results)
         self.current = ()
+
+    def knows(self, name: str) -> bool:
+        """Tell whether an op has a rule."""
+        return name in self.rules
+
+    def leave(self, call: Call) -> None:
+        """A custom autograd function without a rule: what no call of its body wrote comes from a kernel of its own."""
+        results = list(tensors_in(call.result))
+        made = [self.look(tensor).maker for tensor in results]
+        if all(at is not None and "empty" not in self.ops[at].name for at in made):
+            return
+        given = list(tensors_in([call.args, call.kwargs]))
+        values = [self.look(tensor) for tensor in given]
+        shapes = [(v.shape, tuple(v.families)) for v in values]
+        self.space.at, self.current, self.pending = call.index, tuple(given), []
+        self.unknown(call)
+        self._log(call, given, values, shapes, results)
 
     def _apply(self, rule: Rule, call: Call) -> None:
         """Run a rule; one that can't make sense of its call leaves what it has said so far, and pins the rest."""
@@ -260,9 +277,16 @@ class Flow:
         reason = f"{why or 'no rule'} for {call}"
         for tensor in tensors_in([call.args, call.kwargs]):
             pin_value(self.space, self.look(tensor), reason)
+        self.literal(call)
         self.unknown_ops[call.index] = reason
         for tensor in tensors_in(call.result):
             self.set(tensor, [])
+
+    def literal(self, call: Call) -> None:
+        """What is made of the integers of a call does not follow them: they keep their values."""
+        for given in integers_in([call.args, call.kwargs]):
+            if is_tracked(given):
+                self.size(given, int(given), f"read by {call.name}")
 
     def align(self, tensor: Tensor, dims: Sequence[int]) -> None:
         """An op mixes positions along dimensions: what they hold along the others has to be the same everywhere."""
@@ -316,6 +340,15 @@ def _settings(call: Call) -> dict[str, Any]:
     settings: dict[str, Any] = {str(i): a for i, a in enumerate(call.args) if isinstance(a, plain)}
     settings.update((k, v) for k, v in call.kwargs.items() if isinstance(v, plain))
     return settings
+
+
+def integers_in(tree: Any) -> Iterator[int]:
+    """Yield the integers inside nested tuples, lists and dicts."""
+    if isinstance(tree, int):
+        yield tree
+    elif isinstance(tree, (tuple, list, Mapping)):
+        for item in tree.values() if isinstance(tree, Mapping) else tree:
+            yield from integers_in(item)
 
 
 def is_tracked(value: Any) -> bool:

@@ -40,6 +40,9 @@ def operate(model: nn.Module, plan: Plan, *, inplace: bool = False) -> nn.Module
     modules = dict(small.named_modules(remove_duplicate=False))
     for edit in plan.edits:
         _apply(modules[edit.owner], edit)
+    for module in modules.values():
+        if isinstance(module, nn.RNNBase):
+            module._init_flat_weights()  # a list of its parameters, laid out as one piece on a GPU
     return small
 
 

@@ -10,9 +10,9 @@ import torch
 from torch import Tensor, nn
 from torch.func import functional_call
 
-from surgeon.dispatch import SIZE_QUERIES, intercept, op_name
+from surgeon.dispatch import ASIDES, SIZE_QUERIES, intercept, op_name
 from surgeon.errors import VerificationError
-from surgeon.modules import as_arguments, bare, evaluating, tensors_in
+from surgeon.modules import as_arguments, bare, evaluating, tensors_in, untouched
 from surgeon.plan.plan import Plan
 from surgeon.verify.count import Count, count_flops
 from surgeon.verify.reference import Statistics, masked_state
@@ -153,7 +153,8 @@ def _run_both(
 ) -> tuple[list[Tensor], list[Tensor], torch.dtype]:
     statistics = Statistics(plan)
     args, kwargs = as_arguments(_cast(example_inputs, dtype))
-    with torch.no_grad(), torch.random.fork_rng(devices=[]), evaluating(model, small):
+    # Recurrent layers keep lists of their weights, which would go on to hold those of this run.
+    with torch.no_grad(), untouched(model), untouched(small), evaluating(model, small):
         masked = masked_state({k: _cast(v, dtype) for k, v in state.items()}, plan)
         with intercept(_watched(statistics, watch[0]) if watch else statistics):
             expected = list(tensors_in(functional_call(model, masked, args, kwargs)))
@@ -169,7 +170,7 @@ def _watched(call: Callable[..., Any], seen: Any) -> Callable[..., Any]:
     def run(func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         result = call(func, args, kwargs)
         name = op_name(func)
-        if seen is not None and name not in SIZE_QUERIES:
+        if seen is not None and name not in SIZE_QUERIES | ASIDES:
             seen.append((name, [t.detach().clone() for t in tensors_in(result)]))
         return result
 

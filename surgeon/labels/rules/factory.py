@@ -14,6 +14,7 @@ def filled(first: int) -> Rule:
     """zeros(size), full(size, x), x.new_zeros(size): one value everywhere, so any position may go."""
 
     def rule(flow: Flow, call: Call) -> None:
+        """One value everywhere, or any: a size that follows a width makes a dimension that shrinks with it."""
         sizes: Any = call.args[first:] or (call.kwargs.get("size", ()),)
         sizes = sizes[0] if sizes and isinstance(sizes[0], (tuple, list)) else sizes
         families: list[Family] = []
@@ -36,6 +37,7 @@ def constant(flow: Flow, call: Call) -> None:
     """arange, tensor, ...: a position's value depends on its place, so none may go."""
     for tensor in tensors_in([call.args, call.kwargs]):
         flow.solid(tensor, range(tensor.dim()), f"read by {call.name}")
+    flow.literal(call)
     for result in tensors_in(call.result):
         flow.set(result, [])
 

@@ -47,10 +47,12 @@ def rerun(call: Call) -> Callable[[Tensor], Any]:
 
 
 def plain(flow: Flow, call: Call) -> None:
+    """Positions go elsewhere: the same function runs on the labels."""
     flow.set(call.result, move(flow.space, flow.value(call.args[0]), rerun(call)))
 
 
 def placed(flow: Flow, call: Call) -> None:
+    """Positions go elsewhere, and what results depends on their place: the dimensions that are moved along stay."""
     tensor = call.args[0]
     flow.solid(tensor, PLACED[call.name](call, tensor), f"{call.name} depends on the place along the dimension")
     plain(flow, call)
@@ -72,6 +74,7 @@ def reshape(flow: Flow, call: Call) -> None:
 
 
 def unflatten(flow: Flow, call: Call) -> None:
+    """One dimension becomes several: every size that is given has to equal the width that it becomes."""
     plain(flow, call)
     sizes = call.argument(2, "sizes")
     _check_sizes(flow, call, sizes, int(call.argument(1, "dim")) % call.args[0].dim())
@@ -153,6 +156,14 @@ def shuffle_channels(flow: Flow, call: Call) -> None:
         move(flow.space, apart, lambda labels: labels.transpose(1, 2)),
     )
     flow.set(call.result, move(flow.space, swapped, lambda labels: labels.flatten(1, 2)))
+
+
+def paired(flow: Flow, call: Call) -> None:
+    """view_as_complex reads the last dimension as (real, imaginary); view_as_real writes one."""
+    if call.name == "view_as_real":
+        return flow.set(call.result, move(flow.space, flow.value(call.args[0]), lambda labels: labels.unsqueeze(-1)))
+    flow.solid(call.args[0], [-1], f"{call.name} takes pairs of numbers")
+    flow.set(call.result, move(flow.space, flow.value(call.args[0]), lambda labels: labels.select(-1, 0)))
 
 
 def unbind(flow: Flow, call: Call) -> None:
@@ -250,8 +261,12 @@ RULES: dict[str, Rule] = {
     "pixel_unshuffle": unshuffle_pixels,
     "channel_shuffle": shuffle_channels,
     "repeat": repeat,
+    "view_as_complex": paired,
+    "view_as_real": paired,
     "unbind": unbind,
     "chunk": chunk,
+    "unsafe_chunk": chunk,
     "split": split,
+    "unsafe_split": split,
     "split_with_sizes": split,
 }
