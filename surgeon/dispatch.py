@@ -12,7 +12,10 @@ from contextlib import contextmanager
 from typing import Any
 
 import torch
+from torch._ops import OpOverload
 from torch.overrides import TorchFunctionMode
+
+from surgeon.aten import spelling, table_name
 
 # ``call(func, args, kwargs)`` returns what the model sees as the result.
 Interceptor = Callable[[Callable[..., Any], tuple[Any, ...], dict[str, Any]], Any]
@@ -29,7 +32,11 @@ class _Mode(TorchFunctionMode):
     def __torch_function__(
         self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
     ) -> Any:
-        return self.call(func, args, kwargs or {})
+        spelled = spelling(func)
+        if spelled is None:
+            return self.call(func, args, kwargs or {})
+        with self:
+            return spelled(*args, **(kwargs or {}))
 
 
 @contextmanager
@@ -38,7 +45,8 @@ def intercept(call: Interceptor) -> Iterator[None]:
 
     Functions that torch writes in Python (``F.interpolate``, ``F.multi_head_attention_forward``)
     would stop at the mode before their body runs; with their override checks off, their bodies run and only
-    builtins arrive. The fused attention path is off meanwhile: it hides its parts.
+    builtins arrive. Operators of exported programs arrive as the torch functions that they stand for. The fused
+    attention path is off meanwhile: it hides its parts.
     """
     saved = [
         (module, name, getattr(module, name)) for module in _PYTHON_LEVEL for name in _CHECKS if hasattr(module, name)
@@ -70,7 +78,9 @@ _BINARY = {"add", "sub", "mul", "div", "truediv", "floordiv", "mod", "pow", "and
 
 
 def op_name(func: Any) -> str:
-    """Return the table name of a torch function: ``conv2d``, ``getitem``, ``add`` (``add_``, ``+=``, ``__radd__``)."""
+    """Return the table name of a torch function: ``conv2d``, ``getitem``, ``add`` (``add_``, ``+=``, ``__radd__``, ``aten.add.Tensor``)."""
+    if isinstance(func, OpOverload):
+        return table_name(func)
     name = getattr(func, "__name__", None) or str(func)
     if name == "__get__":
         return str(getattr(func.__self__, "__name__", "attribute"))

@@ -6,7 +6,7 @@ import linecache
 import math
 import os
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from types import FrameType
 from typing import Any, Protocol
@@ -58,8 +58,8 @@ class Listener(Protocol):
 
 def source_line(location: tuple[str, int]) -> str:
     """Format ``file.py:12: y = x.view(...)``."""
-    path, number = location
-    text = linecache.getline(path, number).strip()
+    path, number, *known = location
+    text = known[0] if known else linecache.getline(path, number).strip()
     return f"{os.path.basename(path)}:{number}" + (f": {text}" if text else "")
 
 
@@ -89,6 +89,8 @@ class _Recording:
     count: int = 0
     known: dict[str, bool] = field(default_factory=dict)
     location: tuple[str, int] = ("?", 0)
+    # A program that was exported knows where its steps came from; its frames are not the user's.
+    source_location: Callable[[], tuple[str, int]] | None = None
 
     def __call__(self, func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         self.location = self.locate()
@@ -108,6 +110,8 @@ class _Recording:
         return torch.Size(sizes) if dim is None else sizes[dim]
 
     def locate(self) -> tuple[str, int]:
+        if self.source_location is not None:
+            return self.source_location()
         frame: FrameType | None = sys._getframe(1)
         while frame is not None:
             path = frame.f_code.co_filename
@@ -151,6 +155,7 @@ def record(
     """
     args, kwargs = as_arguments(example_inputs)
     recording = _Recording(listener, {id(m): path for path, m in model.named_modules()}, start)
+    recording.source_location = getattr(model, "source_location", None)
     entries = Ledger(where=lambda: source_line(recording.locate()))
     with untouched(model):
         for module in model.modules():

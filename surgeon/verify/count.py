@@ -11,8 +11,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from surgeon.dispatch import unfused
-from surgeon.modules import as_arguments, evaluating, tensors_in
+from surgeon.dispatch import intercept
+from surgeon.modules import Model, as_arguments, bare, evaluating, tensors_in
 
 
 @dataclass(frozen=True)
@@ -42,8 +42,14 @@ class _Flat(nn.Module):
         return tuple(tensors_in(self.model(*args, **kwargs)))
 
 
-def count_flops(model: nn.Module, example_inputs: Any) -> Count:
+def _as_is(func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+    """Call a function as it came: operators of exported programs come as the torch functions that fvcore knows."""
+    return func(*args, **kwargs)
+
+
+def count_flops(model: Model, example_inputs: Any) -> Count:
     """Count a forward pass with fvcore, in eval mode; where it can't trace the model, say why."""
+    model = bare(model)
     args, kwargs = as_arguments(example_inputs)
     tensors = tuple(a for a in (*args, *kwargs.values()) if isinstance(a, Tensor))
     with warnings.catch_warnings():
@@ -55,7 +61,7 @@ def count_flops(model: nn.Module, example_inputs: Any) -> Count:
     level = log.level
     log.setLevel(logging.ERROR)
     try:
-        with warnings.catch_warnings(), torch.no_grad(), evaluating(model), unfused():
+        with warnings.catch_warnings(), torch.no_grad(), evaluating(model), intercept(_as_is):
             warnings.simplefilter("ignore")
             modules = {
                 name.removeprefix("model").lstrip("."): float(n) for name, n in analysis.by_module().items() if name
