@@ -21,7 +21,7 @@ _ALIASES = {"unsafe_view": "view", "native_channel_shuffle": "channel_shuffle"}
 
 
 def schema_name(operator: OpOverload) -> str:
-    """Return the name without overload, ``add_`` for ``aten.add_.Tensor``; other namespaces keep theirs, ``my::add``."""
+    """Return the name without overload: ``add_`` for ``aten.add_.Tensor``; other namespaces stay, ``my::add``."""
     return str(operator._schema.name).removeprefix("aten::")
 
 

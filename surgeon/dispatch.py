@@ -78,7 +78,10 @@ _BINARY = {"add", "sub", "mul", "div", "truediv", "floordiv", "mod", "pow", "and
 
 
 def op_name(func: Any) -> str:
-    """Return the table name of a torch function: ``conv2d``, ``getitem``, ``add`` (``add_``, ``+=``, ``__radd__``, ``aten.add.Tensor``)."""
+    """Return the table name of a torch function or operator.
+
+    ``conv2d``, ``getitem``, ``add`` (also for ``add_``, ``+=``, ``__radd__``, ``aten.add.Tensor``).
+    """
     if isinstance(func, OpOverload):
         return table_name(func)
     name = getattr(func, "__name__", None) or str(func)

@@ -149,7 +149,7 @@ def _step(node: fx.Node, done: tuple[str, ...], program: ExportedProgram) -> Ste
         sizes.append(leaf)
         return Slot(len(sizes) - 1)
 
-    given = {**dict(enumerate(node.args)), **node.kwargs, **_implicit(node)}
+    given: dict[int | str, Any] = {**dict(enumerate(node.args)), **node.kwargs, **_implicit(node)}
     names = _size_arguments(node.target)
     filled = {key: mapped(value, held_size if key in names else _as_ref) for key, value in given.items()}
     args = tuple(filled.pop(i) for i in range(len(node.args)))
@@ -210,7 +210,7 @@ def _location(node: fx.Node) -> Location:
     """Return the innermost source line that is not torch's own, as file, line number and text."""
     frames = [(path, int(line), text) for path, line, text in _FRAME.findall(node.meta.get("stack_trace") or "")]
     own = [frame for frame in frames if not any(torch_path in frame[0] for torch_path in _TORCH)]
-    return (own or frames or [("exported program", 0)])[-1]
+    return (own or frames)[-1] if frames else ("exported program", 0)
 
 
 def _static_shape(node: fx.Node) -> tuple[int | None, ...] | None:

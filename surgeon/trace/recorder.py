@@ -58,8 +58,8 @@ class Listener(Protocol):
 
 def source_line(location: tuple[str, int]) -> str:
     """Format ``file.py:12: y = x.view(...)``."""
-    path, number, *known = location
-    text = known[0] if known else linecache.getline(path, number).strip()
+    path, number = location[:2]
+    text = location[2] if len(location) > 2 else linecache.getline(path, number).strip()
     return f"{os.path.basename(path)}:{number}" + (f": {text}" if text else "")
 
 
