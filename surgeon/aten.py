@@ -17,7 +17,7 @@ from torch.nn import functional as F
 # The end of a slice that has none.
 END = 2**63 - 1
 
-_ALIASES = {"unsafe_view": "view", "native_channel_shuffle": "channel_shuffle"}
+_ALIASES = {"native_channel_shuffle": "channel_shuffle"}
 
 
 def schema_name(operator: OpOverload) -> str:
@@ -152,6 +152,23 @@ def _index_put(self: Tensor, indices: Sequence[Tensor | None], values: Tensor, a
     return written
 
 
+def _view(self: Tensor, size: Any) -> Tensor:
+    """Spell a view as a reshape: the masked reference may lay out a statistic's result in another order."""
+    return self.view(size) if isinstance(size, torch.dtype) else self.reshape(size)
+
+
+def _pad(self: Tensor, pad: Any, value: float = 0) -> Tensor:
+    return F.pad(self, pad, "constant", value)
+
+
+def _statistics_norm(
+    input: Tensor, weight: Tensor | None, bias: Tensor | None, *rest: Any
+) -> tuple[Tensor, None, None]:
+    """Spell a batch norm in training mode, which is what instance norm becomes; it may keep no statistics."""
+    training, momentum, eps = rest
+    return torch.batch_norm(input, weight, bias, None, None, training, momentum, eps, False), None, None
+
+
 def _size(self: Tensor, dim: int) -> int:
     return self.size(int(dim))
 
@@ -166,6 +183,12 @@ SPELLED: dict[str, Callable[..., Any]] = {
     "_scaled_dot_product_flash_attention_for_cpu": _attention,
     "_scaled_dot_product_efficient_attention": _attention_with_bias,
     "_scaled_dot_product_fused_attention_overrideable": _attention_with_bias,
+    "view": _view,
+    "_unsafe_view": _view,
+    "view_copy": _view,
+    "constant_pad_nd": _pad,
+    "_native_batch_norm_legit": _statistics_norm,
+    "_adaptive_avg_pool2d": F.adaptive_avg_pool2d,
     "slice": _slice,
     "slice_copy": _slice,
     "slice_scatter": _slice_scatter,

@@ -250,7 +250,7 @@ def _check(node: fx.Node, state: Mapping[str, str]) -> None:
     if not isinstance(target, OpOverload):
         return
     for argument, value in _arguments(node, target):
-        if argument.name in ("training", "train") and value is True:
+        if argument.name in ("training", "train") and value is True and _keeps_state(target):
             raise UnsupportedModel(
                 f"node %{node.name}, {target}, runs in training mode; call model.eval() before exporting"
             )
@@ -260,6 +260,11 @@ def _check(node: fx.Node, state: Mapping[str, str]) -> None:
                 f"node %{node.name}, {target}, writes into {state[value.name]!r}; "
                 "export a forward that leaves parameters and buffers as they are"
             )
+
+
+def _keeps_state(target: OpOverload) -> bool:
+    """Tell norms that update running statistics, and dropout, from an instance norm spelled as a batch norm."""
+    return target is not torch.ops.aten._native_batch_norm_legit.no_stats
 
 
 def _arguments(node: fx.Node, target: OpOverload) -> Iterator[tuple[Any, Any]]:
