@@ -169,6 +169,12 @@ def _statistics_norm(
     return torch.batch_norm(input, weight, bias, None, None, training, momentum, eps, False), None, None
 
 
+def _full(size: Any, fill_value: Any, **options: Any) -> Tensor:
+    """Spell True as 1 where the type says what it is: fvcore's tracer knows no full of a bool."""
+    told = options.get("dtype") is not None
+    return torch.full(size, int(fill_value) if told and isinstance(fill_value, bool) else fill_value, **options)
+
+
 def _size(self: Tensor, dim: int) -> int:
     return self.size(int(dim))
 
@@ -189,6 +195,7 @@ SPELLED: dict[str, Callable[..., Any]] = {
     "constant_pad_nd": _pad,
     "_native_batch_norm_legit": _statistics_norm,
     "_adaptive_avg_pool2d": F.adaptive_avg_pool2d,
+    "full": _full,
     "slice": _slice,
     "slice_copy": _slice,
     "slice_scatter": _slice_scatter,
