@@ -175,6 +175,10 @@ def _full(size: Any, fill_value: Any, **options: Any) -> Tensor:
     return torch.full(size, int(fill_value) if told and isinstance(fill_value, bool) else fill_value, **options)
 
 
+def _prelu(self: Tensor, weight: Tensor) -> Tensor:
+    return torch.where(self > 0, self, weight * self)
+
+
 def _size(self: Tensor, dim: int) -> int:
     return self.size(int(dim))
 
@@ -195,6 +199,7 @@ SPELLED: dict[str, Callable[..., Any]] = {
     "constant_pad_nd": _pad,
     "_native_batch_norm_legit": _statistics_norm,
     "_adaptive_avg_pool2d": F.adaptive_avg_pool2d,
+    "_prelu_kernel": _prelu,
     "full": _full,
     "slice": _slice,
     "slice_copy": _slice,

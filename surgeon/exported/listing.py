@@ -149,11 +149,14 @@ def _step(node: fx.Node, done: tuple[str, ...], program: ExportedProgram) -> Ste
         sizes.append(leaf)
         return Slot(len(sizes) - 1)
 
-    given: dict[int | str, Any] = {**dict(enumerate(node.args)), **node.kwargs, **_implicit(node)}
     names = _size_arguments(node.target)
-    filled = {key: mapped(value, held_size if key in names else _as_ref) for key, value in given.items()}
-    args = tuple(filled.pop(i) for i in range(len(node.args)))
-    return Step(node.name, node.target, args, filled, tuple(sizes), scope, location, done)
+
+    def taken(key: int | str, value: Any) -> Any:
+        return mapped(value, held_size if key in names else _as_ref)
+
+    args = tuple(taken(position, value) for position, value in enumerate(node.args))
+    kwargs = {name: taken(name, value) for name, value in {**node.kwargs, **_implicit(node)}.items()}
+    return Step(node.name, node.target, args, kwargs, tuple(sizes), scope, location, done)
 
 
 def _size_arguments(target: Any) -> set[int | str]:

@@ -24,7 +24,7 @@ long lt masked_fill maximum minimum mish mul multiply nan_to_num ne neg negative
 rad2deg real reciprocal relu relu6 remainder mod requires_grad round rrelu rsqrt rsub selu sgn sigmoid sign silu
 sin sinc sinh softplus softshrink softsign special_expit sqrt square sub subtract truediv tan tanh tanhshrink
 threshold true_divide trunc type where xlogy zero fill imag glu_jvp native_dropout special_erf
-logsigmoid hardtanh_ stop_gradient alias lift_fresh prelu_kernel
+logsigmoid hardtanh_ stop_gradient alias lift_fresh
 """.split()
 
 
