@@ -111,6 +111,8 @@ def listing(program: ExportedProgram) -> Listing:
     done = _last_uses(nodes)
     steps = [_step(node, done.get(node.name, ()), program) for node in nodes]
     for node in nodes:
+        _check_mode(node)
+    for node in nodes:
         _check(node, state)
     output = next(n for n in program.graph.nodes if n.op == "output").args[0]
     scopes = sorted({step.scope for step in steps})
@@ -253,10 +255,6 @@ def _check(node: fx.Node, state: Mapping[str, str]) -> None:
     if not isinstance(target, OpOverload):
         return
     for argument, value in _arguments(node, target):
-        if argument.name in ("training", "train") and value is True and _keeps_state(target):
-            raise UnsupportedModel(
-                f"node %{node.name}, {target}, runs in training mode; call model.eval() before exporting"
-            )
         writes = argument.alias_info is not None and argument.alias_info.is_write
         if writes and isinstance(value, fx.Node) and value.name in state:
             raise UnsupportedModel(
@@ -265,9 +263,16 @@ def _check(node: fx.Node, state: Mapping[str, str]) -> None:
             )
 
 
-def _keeps_state(target: OpOverload) -> bool:
-    """Tell norms that update running statistics, and dropout, from an instance norm spelled as a batch norm."""
-    return target is not torch.ops.aten._native_batch_norm_legit.no_stats
+def _check_mode(node: fx.Node) -> None:
+    """Refuse dropout and norms in training mode; a norm without running statistics (instance norm) has no other."""
+    if not isinstance(node.target, OpOverload):
+        return
+    given = {argument.name: value for argument, value in _arguments(node, node.target)}
+    training = given.get("training", given.get("train")) is True
+    if training and not ("batch_norm" in node.target.name() and given.get("running_mean") is None):
+        raise UnsupportedModel(
+            f"node %{node.name}, {node.target}, runs in training mode; call model.eval() before exporting"
+        )
 
 
 def _arguments(node: fx.Node, target: OpOverload) -> Iterator[tuple[Any, Any]]:

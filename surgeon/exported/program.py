@@ -164,7 +164,7 @@ def _as_exported(
     wanted = pytree.tree_unflatten([0] * program.call_spec.in_spec.num_leaves, program.call_spec.in_spec)
     given = {**dict(zip(names, args)), **kwargs}
     count = len(wanted[0])
-    if len(names) >= count and all(name in given for name in (*names[:count], *wanted[1])):
+    if len(args) <= len(names) >= count and all(name in given for name in (*names[:count], *wanted[1])):
         surplus = {k: v for k, v in given.items() if k not in names[:count] and k not in wanted[1]}
         return tuple(given[name] for name in names[:count]), {k: given[k] for k in wanted[1]} | surplus
     return args, kwargs

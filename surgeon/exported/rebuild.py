@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import copy
+import dataclasses
 from collections.abc import Mapping
 from typing import Any
 
@@ -11,7 +12,7 @@ import torch
 from torch import Tensor, fx, nn
 from torch._guards import detect_fake_mode
 from torch._ops import OpOverload
-from torch.export import ExportedProgram
+from torch.export import ExportedProgram, ModuleCallEntry
 from torch.fx.passes.fake_tensor_prop import FakeTensorProp
 
 from surgeon.aten import schema_name
@@ -43,18 +44,27 @@ def rebuild(module: Program) -> ExportedProgram:
     graph_module = fx.GraphModule(program.graph_module, graph)
     graph_module.meta.update(program.graph_module.meta)
     _propagate(graph_module, module)
-    tensors = {name: tensor for name, tensor in _named(module).items()}
+    tensors = _named(module)
     return ExportedProgram(
         root=graph_module,
         graph=graph_module.graph,
         graph_signature=copy.deepcopy(program.graph_signature),
         state_dict={name: tensors[name] for name in program.state_dict},
         range_constraints=dict(program.range_constraints),
-        module_call_graph=copy.deepcopy(program.module_call_graph),
+        module_call_graph=[_copied(entry) for entry in program.module_call_graph],
         example_inputs=program.example_inputs,
         constants={name: tensors.get(name, held) for name, held in program.constants.items()},
         verifiers=program.verifiers,
     )
+
+
+def _copied(entry: ModuleCallEntry) -> ModuleCallEntry:
+    """Copy an entry down to its arguments, which the new program may rename; input and output forms never change."""
+    signature = entry.signature
+    if signature is None:
+        return copy.copy(entry)
+    inputs, outputs = (copy.deepcopy(arguments) for arguments in (signature.inputs, signature.outputs))
+    return dataclasses.replace(entry, signature=dataclasses.replace(signature, inputs=inputs, outputs=outputs))
 
 
 def _named(module: nn.Module) -> dict[str, Tensor]:
