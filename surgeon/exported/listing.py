@@ -250,7 +250,7 @@ def _check(node: fx.Node, state: Mapping[str, str]) -> None:
     if isinstance(target, torch._ops.HigherOrderOperator):
         raise UnsupportedModel(
             f"node %{node.name} calls {target}, which holds a program of its own; "
-            "export the model without torch.cond, loops, and torch.no_grad or autocast blocks inside its forward"
+            "export the model without torch.cond, loops, and autocast inside its forward"
         )
     if not isinstance(target, OpOverload):
         return

@@ -14,6 +14,7 @@ from torch.utils import _pytree as pytree
 
 from surgeon.aten import schema_name
 from surgeon.errors import SurgeonError, TraceError, UnsupportedModel
+from surgeon.exported.inline import inlined
 from surgeon.exported.listing import CHECKS, Listing, Location, Ref, Slot, Step, listing, mapped
 
 
@@ -55,6 +56,7 @@ class Program(nn.Module):
 
     def __init__(self, program: ExportedProgram) -> None:
         super().__init__()
+        program = inlined(program)
         self._listing = listing(program)
         self._build(program)
 

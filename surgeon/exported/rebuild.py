@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import copy
-import dataclasses
 from collections.abc import Mapping
 from typing import Any
 
@@ -12,11 +10,12 @@ import torch
 from torch import Tensor, fx, nn
 from torch._guards import detect_fake_mode
 from torch._ops import OpOverload
-from torch.export import ExportedProgram, ModuleCallEntry
+from torch.export import ExportedProgram
 from torch.fx.passes.fake_tensor_prop import FakeTensorProp
 
 from surgeon.aten import schema_name
 from surgeon.errors import SurgeonError
+from surgeon.exported.assemble import assembled, copied_graph
 from surgeon.exported.listing import Step
 from surgeon.exported.program import Program, filled
 
@@ -31,40 +30,12 @@ def rebuild(module: Program) -> ExportedProgram:
     SurgeonError, naming the node, where a size does not fit.
     """
     program = module._listing.program
-    graph = fx.Graph()
-    twins: dict[fx.Node, fx.Node] = {}
-    output = graph.graph_copy(program.graph, twins)
-    last = next(n for n in program.graph.nodes if n.op == "output")
-    graph.output(output).meta = copy.copy(last.meta)
-    nodes = {old.name: new for old, new in twins.items()}
-    for old, new in twins.items():
-        new.name = old.name
+    graph, nodes = copied_graph(program)
     for step in module._listing.steps:
         _write(nodes[step.name], step, module, nodes)
     graph_module = fx.GraphModule(program.graph_module, graph)
-    graph_module.meta.update(program.graph_module.meta)
     _propagate(graph_module, module)
-    tensors = _named(module)
-    return ExportedProgram(
-        root=graph_module,
-        graph=graph_module.graph,
-        graph_signature=copy.deepcopy(program.graph_signature),
-        state_dict={name: tensors[name] for name in program.state_dict},
-        range_constraints=dict(program.range_constraints),
-        module_call_graph=[_copied(entry) for entry in program.module_call_graph],
-        example_inputs=program.example_inputs,
-        constants={name: tensors.get(name, held) for name, held in program.constants.items()},
-        verifiers=program.verifiers,
-    )
-
-
-def _copied(entry: ModuleCallEntry) -> ModuleCallEntry:
-    """Copy an entry down to its arguments, which the new program may rename; input and output forms never change."""
-    signature = entry.signature
-    if signature is None:
-        return copy.copy(entry)
-    inputs, outputs = (copy.deepcopy(arguments) for arguments in (signature.inputs, signature.outputs))
-    return dataclasses.replace(entry, signature=dataclasses.replace(signature, inputs=inputs, outputs=outputs))
+    return assembled(program, graph_module, tensors=_named(module))
 
 
 def _named(module: nn.Module) -> dict[str, Tensor]:

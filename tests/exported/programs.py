@@ -78,6 +78,21 @@ class Two(nn.Module):
         return {"sum": self.sum(x), "gate": self.gate(x).sigmoid()}
 
 
+class Undisturbed(nn.Module):
+    """Computes a scale without gradients, in a block that torch exports as a program within the program."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.first, self.second = nn.Linear(4, 8), nn.Linear(8, 2)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.first(x)
+        with torch.no_grad():
+            halves = x.view(-1, 2, 4).abs()
+            scale = halves.flatten(1).sqrt()
+        return self.second(x * scale)
+
+
 class Counter(nn.Module):
     """Counts its calls in a buffer."""
 

@@ -14,7 +14,17 @@ from torch.export import Dim, ExportedProgram
 
 import surgeon
 from surgeon.errors import TraceError, UnsupportedModel
-from tests.exported.programs import Counter, LiteralViT, Tied, Two, decomposed, exported, literal_vit, reloaded
+from tests.exported.programs import (
+    Counter,
+    LiteralViT,
+    Tied,
+    Two,
+    Undisturbed,
+    decomposed,
+    exported,
+    literal_vit,
+    reloaded,
+)
 from tests.zoo import build
 from tests.zoo.networks import network
 from tests.zoo.weights import randomize
@@ -200,6 +210,15 @@ def test_constants_are_cut() -> None:
     x = torch.randn(3, 4)
     small = halved(exported(randomize(Scaled()).eval(), (x,)), x).model
     assert {name: tuple(t.shape) for name, t in small.constants.items()} == {"table": (4,), "lifted_tensor_0": (4,)}
+
+
+@each_kind
+def test_blocks_without_gradients(kind: str, tmp_path: Path) -> None:
+    x = torch.randn(3, 4)
+    program = KINDS[kind](exported(randomize(Undisturbed()).eval(), (x,)))
+    small = halved(program, x).model
+    assert small.state_dict["first.weight"].shape == (4, 4)
+    torch.testing.assert_close(reloaded(small, tmp_path / "small.pt2").module()(x), small.module()(x))
 
 
 # -- what is said ------------------------------------------------------------------------------------
