@@ -11,7 +11,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from surgeon.dispatch import intercept
+from surgeon.dispatch import intercept, unfused
+from surgeon.exported import Program
 from surgeon.modules import Model, as_arguments, bare, evaluating, tensors_in
 
 
@@ -43,7 +44,6 @@ class _Flat(nn.Module):
 
 
 def _as_is(func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
-    """Call a function as it came: operators of exported programs come as the torch functions that fvcore knows."""
     return func(*args, **kwargs)
 
 
@@ -55,13 +55,15 @@ def count_flops(model: Model, example_inputs: Any) -> Count:
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # fvcore scripts a function on import, which torch deprecates
         from fvcore.nn import FlopCountAnalysis
+    # The operators of an exported program reach fvcore as the torch functions that they stand for.
+    spelled = intercept(_as_is) if isinstance(model, Program) else unfused()
     analysis = FlopCountAnalysis(_Flat(model, args, kwargs), tensors)
     analysis.unsupported_ops_warnings(False).uncalled_modules_warnings(False).tracer_warnings("none")
     log = logging.getLogger("fvcore.nn.jit_analysis")
     level = log.level
     log.setLevel(logging.ERROR)
     try:
-        with warnings.catch_warnings(), torch.no_grad(), evaluating(model), intercept(_as_is):
+        with warnings.catch_warnings(), torch.no_grad(), evaluating(model), spelled:
             warnings.simplefilter("ignore")
             modules = {
                 name.removeprefix("model").lstrip("."): float(n) for name, n in analysis.by_module().items() if name

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import os
 from collections.abc import Callable
 from pathlib import Path
@@ -13,7 +14,7 @@ from torch import Tensor, nn
 from torch.export import Dim, ExportedProgram
 
 import surgeon
-from surgeon.errors import TraceError, UnsupportedModel
+from surgeon.errors import SurgeonError, TraceError, UnsupportedModel
 from tests.exported.programs import (
     Counter,
     LiteralViT,
@@ -250,6 +251,30 @@ def test_a_program_in_training_mode_is_refused() -> None:
     x = torch.randn(2, 3, 8, 8)
     with pytest.raises(UnsupportedModel, match=r"model\.eval"):
         surgeon.trace(exported(model.train(), (x,)), x)
+
+
+def test_control_flow_is_refused() -> None:
+    class Branching(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.first, self.second = nn.Linear(4, 8), nn.Linear(8, 2)
+
+        def forward(self, x: Tensor) -> Tensor:
+            x = self.first(x)
+            return self.second(torch.cond(x.sum() > 0, lambda y: y + 1, lambda y: 2 * y, (x,)))
+
+    x = torch.randn(3, 4)
+    with pytest.raises(UnsupportedModel, match=r"%cond .* torch\.cond"):
+        surgeon.trace(exported(Branching().eval(), (x,)), x)
+
+
+def test_a_size_that_does_not_fit_is_named() -> None:
+    model, x = literal_vit()
+    program = exported(model, (x,))
+    plan = halved(program, x).plan
+    edits = tuple(edit for edit in plan.edits if not edit.name.startswith("%view"))
+    with pytest.raises(SurgeonError, match=r"%view.* does not fit after the cut"):
+        surgeon.operate(program, dataclasses.replace(plan, edits=edits))
 
 
 def test_another_shape_is_refused() -> None:
