@@ -157,6 +157,25 @@ def _view(self: Tensor, size: Any) -> Tensor:
     return self.view(size) if isinstance(size, torch.dtype) else self.reshape(size)
 
 
+def _as_strided(self: Tensor, size: Sequence[int], stride: Sequence[int], storage_offset: int | None = None) -> Tensor:
+    """Spell the strides of a contiguous tensor as a reshape: pooling to a single pixel ends in them."""
+    if storage_offset or not _contiguous(self, size, stride):
+        return torch.as_strided(self, size, stride, storage_offset)
+    return self.reshape(size)
+
+
+def _contiguous(tensor: Tensor, size: Sequence[int], stride: Sequence[int]) -> bool:
+    """Tell whether sizes are those of a tensor and strides those of a contiguous one; a single position needs none."""
+    if list(map(int, size)) != list(map(int, tensor.size())):
+        return False
+    expected: Any = 1
+    for dim in reversed(range(len(size))):
+        if int(size[dim]) > 1 and stride[dim] != expected:
+            return False
+        expected = expected * tensor.size(dim)
+    return True
+
+
 def _pad(self: Tensor, pad: Any, value: float = 0) -> Tensor:
     return F.pad(self, pad, "constant", value)
 
@@ -196,6 +215,7 @@ SPELLED: dict[str, Callable[..., Any]] = {
     "view": _view,
     "_unsafe_view": _view,
     "view_copy": _view,
+    "as_strided": _as_strided,
     "constant_pad_nd": _pad,
     "_native_batch_norm_legit": _statistics_norm,
     "_adaptive_avg_pool2d": F.adaptive_avg_pool2d,

@@ -44,6 +44,8 @@ CASES: list[tuple[Any, tuple[Any, ...], dict[str, Any]]] = [
     (ATEN.view.dtype, (t(2, 6), torch.int32), {}),
     (ATEN._unsafe_view.default, (t(2, 6), [-1, 3]), {}),
     (ATEN.view_copy.default, (t(2, 6), [4, 3]), {}),
+    (ATEN.as_strided.default, (t(2, 6, 1, 1), [2, 6, 1, 1], [6, 1, 6, 6]), {}),
+    (ATEN.as_strided.default, (t(6, 6), [2, 3], [6, 2], 1), {}),
     (ATEN.constant_pad_nd.default, (t(2, 3), [1, 2, 0, 1], 0.5), {}),
     (ATEN.full.default, ([2, 3], True), {"dtype": torch.bool}),
     (ATEN.full.default, ([2, 3], 1.5), {}),

@@ -26,7 +26,7 @@ from tests.exported.programs import (
     literal_vit,
     reloaded,
 )
-from tests.zoo import build
+from tests.zoo import MODELS, build
 from tests.zoo.networks import network
 from tests.zoo.weights import randomize
 
@@ -76,6 +76,26 @@ def test_architectures(name: str, kind: str) -> None:
         halved(KINDS[kind](exported(model, x if isinstance(x, tuple) else (x,))), x),
     )
     assert program.report.after.params <= module.report.after.params
+
+
+@pytest.mark.slow
+@each_kind
+@pytest.mark.parametrize("name", sorted(MODELS.keys() - {"dataclass_output"}))  # torch.export knows no dataclasses
+def test_the_zoo(name: str, kind: str) -> None:
+    model, inputs = build(name)
+    args, kwargs = (
+        ((), inputs) if isinstance(inputs, dict) else (inputs if isinstance(inputs, tuple) else (inputs,), {})
+    )
+    proof = surgeon.prune(KINDS[kind](exported(model, args, kwargs)), inputs, **HALF).proof
+    assert proof is not None and proof.difference <= 1e-9
+    assert proof.flops[1] == pytest.approx(proof.flops[3], rel=1e-6)
+
+
+def test_layers_are_kept_by_name() -> None:
+    model, x = literal_vit()
+    plan = halved(exported(model, (x,)), x, keep=("attention.0.qkv", "mlps.*.0")).plan
+    assert "attention.1.qkv.weight" in plan.cuts
+    assert not {"attention.0.qkv.weight", "mlps.0.0.weight", "mlps.1.0.bias"} & plan.cuts.keys()
 
 
 @each_kind
