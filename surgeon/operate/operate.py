@@ -75,7 +75,8 @@ def _check(model: nn.Module, plan: Plan) -> None:
         found = _read(model, edit)
         if found != edit.old:
             raise PlanMismatch(
-                f"the plan is for another architecture: {edit.owner}.{edit.name} is {found!r}, not {edit.old}"
+                f"the plan is for another architecture: {edit.owner or 'the model'}.{edit.name} is {found!r}, "
+                f"not {edit.old}"
             )
 
 
