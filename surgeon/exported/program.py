@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 import torch
@@ -33,7 +33,7 @@ def run(holder: nn.Module, step: Step, values: dict[str, Any]) -> Any:
     return step.target(*args, **kwargs)
 
 
-def filled(step: Step, sizes: Any, values: dict[str, Any]) -> tuple[tuple[Any, ...], dict[str, Any]]:
+def filled(step: Step, sizes: Any, values: Mapping[str, Any]) -> tuple[tuple[Any, ...], dict[str, Any]]:
     """Return the arguments of a step, given its sizes and the results of others."""
 
     def fill(leaf: Any) -> Any:

@@ -54,7 +54,7 @@ def _write(node: fx.Node, step: Step, module: Program, nodes: Mapping[str, fx.No
         node.kwargs = {k: v for k, v in node.kwargs.items() if k not in ("size", "stride")}
         return
     sizes = getattr(module.get_submodule(step.scope), step.attribute, ())
-    node.args, node.kwargs = filled(step, sizes, dict(nodes))
+    node.args, node.kwargs = filled(step, sizes, nodes)
 
 
 class _Shapes(FakeTensorProp):
