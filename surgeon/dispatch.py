@@ -18,6 +18,8 @@ from torch._ops import OpOverload, OpOverloadPacket
 from torch.autograd.function import _SingleLevelFunction
 from torch.overrides import TorchFunctionMode
 
+from surgeon.aten import spelling, table_name
+
 # ``call(func, args, kwargs)`` returns what the model sees as the result.
 Interceptor = Callable[[Callable[..., Any], tuple[Any, ...], dict[str, Any]], Any]
 
@@ -34,7 +36,13 @@ class _Mode(TorchFunctionMode):
     def __torch_function__(
         self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
     ) -> Any:
-        return func(*args, **kwargs or {}) if self.deaf else self.call(func, args, kwargs or {})
+        if self.deaf:
+            return func(*args, **kwargs or {})
+        spelled = spelling(func)
+        if spelled is None:
+            return self.call(func, args, kwargs or {})
+        with self:
+            return spelled(*args, **(kwargs or {}))
 
     @contextmanager
     def listening(self, on: bool) -> Iterator[None]:
@@ -89,7 +97,8 @@ def intercept(call: Interceptor) -> Iterator[None]:
 
     Functions that torch writes in Python (``F.interpolate``, ``F.multi_head_attention_forward``)
     would stop at the mode before their body runs; with their override checks off, their bodies run and only
-    builtins arrive. The fused attention path is off meanwhile: it hides its parts.
+    builtins arrive. Operators of exported programs arrive as the torch functions that they stand for. The fused
+    attention path is off meanwhile: it hides its parts.
     """
     saved = [
         (module, name, getattr(module, name)) for module in _PYTHON_LEVEL for name in _CHECKS if hasattr(module, name)
@@ -126,15 +135,17 @@ _BINARY = {"add", "sub", "mul", "div", "truediv", "floordiv", "mod", "pow", "and
 
 @lru_cache(maxsize=4096)
 def op_name(func: Any) -> str:
-    """Return the table name of a torch function: ``conv2d``, ``getitem``, ``add`` (``add_``, ``+=``, ``__radd__``).
+    """Return the table name of a torch function or operator.
 
-    Ops of a library keep its name, ``torchvision::nms``, whichever overload is called.
+    ``conv2d``, ``getitem``, ``add`` (also for ``add_``, ``+=``, ``__radd__``, ``aten.add.Tensor``); operators of a
+    library keep its name, ``torchvision::nms``, whichever overload is called.
     """
-    if isinstance(func, (OpOverload, OpOverloadPacket)):
-        packet = func.overloadpacket if isinstance(func, OpOverload) else func
-        qualified = str(packet._qualified_op_name)
+    if isinstance(func, OpOverloadPacket):
+        qualified = str(func._qualified_op_name)
         if not qualified.startswith("aten::"):
             return qualified
+    if isinstance(func, OpOverload):
+        return table_name(func)
     name = getattr(func, "__name__", None) or str(func)
     if name == "__get__":
         return str(getattr(func.__self__, "__name__", "attribute"))

@@ -63,6 +63,8 @@ def _cell(node: Node) -> list[tuple[float, Sequence[Dim]]]:
 
 
 def _batch_norm(node: Node) -> list[tuple[float, Sequence[Dim]]]:
+    if node.settings.get("5") is True:  # statistics of its own input, as any other norm
+        return _norm(node)
     affine = len(node.operands) == 5
     return [(2 if affine else 1, node.operands[0])]
 

@@ -6,7 +6,7 @@ import linecache
 import math
 import os
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from types import FrameType
 from typing import Any, Protocol
@@ -66,8 +66,8 @@ class Listener(Protocol):
 
 def source_line(location: tuple[str, int]) -> str:
     """Format ``file.py:12: y = x.view(...)``."""
-    path, number = location
-    text = linecache.getline(path, number).strip()
+    path, number = location[:2]
+    text = location[2] if len(location) > 2 else linecache.getline(path, number).strip()
     return f"{os.path.basename(path)}:{number}" + (f": {text}" if text else "")
 
 
@@ -98,6 +98,8 @@ class _Recording:
     hidden: int = 0  # how many functions with a rule of their own are running
     known: dict[str, bool] = field(default_factory=dict)
     location: tuple[str, int] = ("?", 0)
+    # A program that was exported knows where its steps came from; its frames are not the user's.
+    source_location: Callable[[], tuple[str, int]] | None = None
 
     def __call__(self, func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         self.location = location = self.locate()
@@ -124,6 +126,8 @@ class _Recording:
         return torch.Size(sizes) if dim is None else sizes[dim]
 
     def locate(self) -> tuple[str, int]:
+        if self.source_location is not None:
+            return self.source_location()
         frame: FrameType | None = sys._getframe(1)
         while frame is not None:
             path = frame.f_code.co_filename
@@ -167,6 +171,7 @@ def record(
     """
     args, kwargs = as_arguments(example_inputs)
     recording = _Recording(listener, {id(m): path for path, m in model.named_modules()}, start)
+    recording.source_location = getattr(model, "source_location", None)
     entries = Ledger(where=lambda: source_line(recording.locate()))
     with untouched(model):
         for module in model.modules():

@@ -10,9 +10,9 @@ import torch
 from torch import Tensor, nn
 from torch.func import functional_call
 
-from surgeon.dispatch import ASIDES, SIZE_QUERIES, intercept, op_name
+from surgeon.dispatch import ASIDES, SIZE_QUERIES, intercept, op_name, unfused
 from surgeon.errors import VerificationError
-from surgeon.modules import as_arguments, bare, evaluating, tensors_in, untouched
+from surgeon.modules import Model, as_arguments, bare, evaluating, tensors_in, untouched
 from surgeon.plan.plan import Plan
 from surgeon.verify.count import Count, count_flops
 from surgeon.verify.reference import Statistics, masked_state
@@ -49,8 +49,8 @@ class Proof:
 
 
 def verify(
-    model: nn.Module,
-    small: nn.Module,
+    model: Model,
+    small: Model,
     plan: Plan,
     example_inputs: Any,
     *,
@@ -160,8 +160,8 @@ def _run_both(
             expected = list(tensors_in(functional_call(model, masked, args, kwargs)))
         del masked
         mine = {k: _cast(v, dtype) for k, v in own.items()}
-        run = _watched(lambda f, a, k: f(*a, **k), watch[1] if watch else None)
-        with intercept(run):
+        # Unwatched, an exported program runs the very operators that it holds.
+        with intercept(_watched(lambda f, a, k: f(*a, **k), watch[1])) if watch else unfused():
             found = list(tensors_in(functional_call(small, mine, args, kwargs)))
     return expected, found, statistics.dtype
 
@@ -220,7 +220,7 @@ def _silent(model: nn.Module, plan: Plan, example_inputs: Any, state: Mapping[st
     if any(not bool(state[name].any()) for name in weights):
         return "some weights that are cut are zero throughout"
     args, kwargs = as_arguments(example_inputs)
-    with torch.no_grad(), torch.random.fork_rng(devices=[]), evaluating(model):
+    with torch.no_grad(), untouched(model), evaluating(model):
         whole = list(tensors_in(model(*args, **kwargs)))
         masked = list(tensors_in(functional_call(model, masked_state(state, plan), args, kwargs)))
     heard = max(

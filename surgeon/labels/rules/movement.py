@@ -8,6 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from surgeon.aten import is_inplace
 from surgeon.labels.family import Value, fresh_family, make_solid, move, project
 from surgeon.labels.flow import Flow, Rule, is_tracked
 from surgeon.modules import tensors_in
@@ -39,8 +40,7 @@ def _dims(given: Any, tensor: Tensor) -> Sequence[int]:
 def rerun(call: Call) -> Callable[[Tensor], Any]:
     """Return the call as a function of its first tensor alone; an in-place call becomes its plain form."""
     plain = getattr(torch.Tensor, call.name, None)
-    inplace = getattr(call.func, "__name__", "").endswith("_") and not call.func.__name__.endswith("__")
-    function = plain if inplace and plain is not None else call.func
+    function = plain if is_inplace(call.func) and plain is not None else call.func
     if call.name == "view":  # labels need not lie in memory as the data does
         function = torch.Tensor.reshape
     return lambda labels: function(labels, *call.args[1:], **call.kwargs)
