@@ -9,6 +9,7 @@ result.report     # before and after
 
 from surgeon.api import Result, prune, trace
 from surgeon.errors import SurgeonError
+from surgeon.labels.rules.custom import rule
 from surgeon.operate import operate
 from surgeon.plan import Plan, plan
 from surgeon.report import Report, compare
@@ -27,6 +28,7 @@ __all__ = [
     "operate",
     "plan",
     "prune",
+    "rule",
     "score",
     "trace",
     "verify",

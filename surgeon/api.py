@@ -9,11 +9,12 @@ from inspect import signature
 from typing import Any
 
 from torch import nn
+from torch.export import ExportedProgram
 
 from surgeon.errors import BudgetError
 from surgeon.graph import DependencyGraph
 from surgeon.labels.run import run
-from surgeon.modules import bare, uncollected
+from surgeon.modules import Model, bare, uncollected
 from surgeon.operate import operate
 from surgeon.plan import Plan
 from surgeon.plan import plan as make_plan
@@ -26,7 +27,7 @@ from surgeon.verify import Proof, count_flops, verify
 class Result:
     """What ``prune`` returns: the small model, the plan that made it, the proof, and the report."""
 
-    model: nn.Module
+    model: nn.Module | ExportedProgram
     plan: Plan
     proof: Proof | None
     report: Report
@@ -35,11 +36,12 @@ class Result:
         return f"{self.plan}\n{self.proof or 'not verified'}"
 
 
-def trace(model: nn.Module, example_inputs: Any, *, keep: Iterable[Any] = ()) -> DependencyGraph:
+def trace(model: Model, example_inputs: Any, *, keep: Iterable[Any] = ()) -> DependencyGraph:
     """Run the model once and return what is coupled with what.
 
     Parameters
     ----------
+    model : a module, a ``torch.export.ExportedProgram``, or the path of a ``.pt2`` file
     example_inputs : a tensor, a tuple of positional arguments, or a dict of keyword arguments
     keep : layers to leave as they are: names, globs, modules, or ``{"out": ..., "in": ...}`` to keep only the outputs
         or inputs of a layer
@@ -60,7 +62,7 @@ def trace(model: nn.Module, example_inputs: Any, *, keep: Iterable[Any] = ()) ->
 
 
 def prune(
-    model: nn.Module,
+    model: Model,
     example_inputs: Any,
     *,
     criterion: Any = "l1",
@@ -72,6 +74,8 @@ def prune(
 
     Parameters
     ----------
+    model : a module, a ``torch.export.ExportedProgram``, or the path of a ``.pt2`` file; an exported program gives an
+        exported program
     criterion : a name such as "l1", or a callable ``(graph, group) -> Tensor[units]``
     keep : layers to leave as they are
     check : prove the result against the masked original

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -80,11 +80,14 @@ class Counts:
 
     def matrix(self) -> sparse.csr_matrix:
         """Return how often each class occurs in each width, ``[widths, classes]``."""
-        lengths = [len(row) for row in self.rows]
-        columns = np.concatenate(self.rows) if self.rows else np.zeros(0, np.int64)
-        rows = np.repeat(np.arange(len(self.rows)), lengths)
-        shape = (len(self.rows), self.solution.classes)
-        return sparse.csr_matrix((np.ones(len(columns), np.int32), (rows, columns)), shape=shape)
+        return incidence(self.rows, self.solution.classes)
+
+
+def incidence(rows: Sequence[np.ndarray], columns: int) -> sparse.csr_matrix:
+    """Return how often each number occurs in each row, ``[rows, columns]``; a number may have several entries."""
+    ends = np.cumsum([0, *map(len, rows)])
+    numbers = np.concatenate(rows) if rows else np.zeros(0, np.int64)
+    return sparse.csr_matrix((np.ones(len(numbers), np.int32), numbers, ends), shape=(len(rows), columns))
 
 
 @dataclass(frozen=True, eq=False)

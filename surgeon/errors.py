@@ -7,6 +7,7 @@ SurgeonError
 ├── UnknownLayer        a name in ``keep`` or ``groups`` matches no layer; lists the nearest
 ├── BudgetError         a ratio or budget is malformed or out of range
 │   └── InfeasibleBudget    the budget is below what floors and pins leave reachable
+├── RuleError           a rule for a custom op is malformed, or the op has one
 ├── ScoreError          weights or scores that can't be ranked (NaN, wrong length)
 ├── PlanMismatch        the plan was made for another architecture; names the tensor
 └── VerificationError   the small model does not compute what the masked original computes
@@ -25,6 +26,7 @@ __all__ = [
     "UnknownLayer",
     "BudgetError",
     "InfeasibleBudget",
+    "RuleError",
     "ScoreError",
     "PlanMismatch",
     "VerificationError",
@@ -62,6 +64,10 @@ class BudgetError(SurgeonError, ValueError):
 
 class InfeasibleBudget(BudgetError):
     """The budget is below what floors and pins leave reachable."""
+
+
+class RuleError(SurgeonError, ValueError):
+    """A rule for a custom op that can't be read, or an op that already has one."""
 
 
 class ScoreError(SurgeonError):

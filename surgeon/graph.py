@@ -14,7 +14,7 @@ import torch
 from scipy import sparse
 from torch import Tensor, nn
 
-from surgeon.counts import Counted, Counts, Node
+from surgeon.counts import Counted, Counts, Node, incidence
 from surgeon.errors import NothingPrunable, UnknownLayer
 from surgeon.groups import Group, Place, first_steps, locate, named, pin
 from surgeon.labels.flow import Flow, Op, needed
@@ -93,8 +93,8 @@ class DependencyGraph:
         blocks = arrange(self.solution, self.incidence)
         dead = (first_steps(blocks, self.solution.closure.shape[0]) @ self.solution.closure).tocsr()
         dead.data = np.minimum(dead.data, 1)  # two units of one step may take the same class along
-        homes = self._homes()
-        lost, where = _rows((dead @ self.incidence.T).tocsr()), _rows((dead @ homes).tocsr())
+        homes = incidence([place.classes for place in self.places], self.solution.classes)
+        lost, where = _rows((dead @ self.incidence.T).tocsr()), _rows((homes @ dead.T).T.tocsr())
         groups = [
             self._group(block, dict(zip(*map(np.ndarray.tolist, widths))), np.sort(at))
             for block, widths, (at, _) in zip(blocks, lost, where)
@@ -104,14 +104,6 @@ class DependencyGraph:
         order = {place.parameter: i for i, place in reversed(list(enumerate(self.places)))}
         groups.sort(key=lambda g: (g.pinned is not None, min(order[m.parameter] for m in g.members)))
         return named(groups)
-
-    def _homes(self) -> sparse.csr_matrix:
-        """Return which places each class is in, ``[classes, places]``."""
-        lengths = [len(place.classes) for place in self.places]
-        rows = np.concatenate([place.classes for place in self.places]) if lengths else np.zeros(0, np.int64)
-        columns = np.repeat(np.arange(len(self.places)), lengths)
-        shape = (self.solution.classes, len(self.places))
-        return sparse.csr_matrix((np.ones(len(rows), np.int32), (rows, columns)), shape=shape)
 
     def _group(self, block: Block, widths: dict[int, int], where: np.ndarray) -> Group:
         members = tuple(self.places[i] for i in where)
@@ -134,7 +126,7 @@ class DependencyGraph:
 
     def _pinned_groups(self, homes: sparse.csr_matrix) -> list[Group]:
         pinned = np.flatnonzero(self.solution.pinned >= 0)
-        homes = homes[pinned]
+        homes = homes.T.tocsr()[pinned]
         inside = np.flatnonzero(np.diff(homes.indptr))
         _, first, alike = np.unique(signatures(homes[inside]), return_index=True, return_inverse=True)
         by_place = members_of(alike)
@@ -142,7 +134,7 @@ class DependencyGraph:
         for kind in np.argsort(first):
             classes = pinned[inside[by_place[kind]]]
             row = inside[first[kind]]
-            members = tuple(self.places[i] for i in np.sort(homes.indices[homes.indptr[row] : homes.indptr[row + 1]]))
+            members = tuple(self.places[i] for i in np.unique(homes.indices[homes.indptr[row] : homes.indptr[row + 1]]))
             reason = self.solution.reasons[self.solution.pinned[classes[0]]]
             groups.append(Group("", len(classes), classes, (classes,), members, {}, reason))
         return groups
@@ -226,8 +218,7 @@ class DependencyGraph:
         """Return how many positions of the naming layer's output one step takes: what ``round_to`` rounds."""
         at_home = [m for m in group.members if m.layer == group.name.partition("#")[0] and "out" in m.sides]
         place = (at_home or list(group.members))[0]
-        units = np.concatenate([row[: len(row) // group.size] for row in group.grid])
-        dead = self.dead_classes(units)
+        dead = self.dead_classes(group.first_step)
         return max(1, int(dead[place.classes].sum()))
 
     def reductions(self) -> Iterator[tuple[int, str, int, tuple[int, ...], np.ndarray]]:

@@ -49,6 +49,11 @@ class Group:
     touched: Mapping[int, int] = field(default_factory=dict)
     pinned: Reason | None = None
 
+    @property
+    def first_step(self) -> np.ndarray:
+        """The units of one removal step: so many of each row."""
+        return np.concatenate([row[: len(row) // self.size] for row in self.grid])
+
     def __str__(self) -> str:
         state = f"pinned: {self.pinned}" if self.pinned else f"{self.size} steps"
         rows = f" in {len(self.grid)} rows" if len(self.grid) > 1 else ""

@@ -3,14 +3,20 @@
 from __future__ import annotations
 
 import gc
+import os
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.export import ExportedProgram
 
 from surgeon.errors import UnsupportedModel
+from surgeon.exported import Program, load
+
+# What the verbs take: a module, an exported program, or the path of a saved one.
+Model = nn.Module | ExportedProgram | str | os.PathLike[str]
 
 
 def tensors_in(tree: Any) -> Iterator[Tensor]:
@@ -34,7 +40,11 @@ def tensors_in(tree: Any) -> Iterator[Tensor]:
 
 
 def bare(model: Any) -> nn.Module:
-    """Unwrap data-parallel and compiled models; refuse what can't be recorded."""
+    """Unwrap data-parallel and compiled models, read exported programs; refuse what can't be recorded."""
+    if isinstance(model, (str, os.PathLike)):
+        model = load(model)
+    if isinstance(model, ExportedProgram):
+        return Program(model)
     if isinstance(model, (torch.jit.ScriptModule, torch.jit.ScriptFunction)):
         raise UnsupportedModel(
             "a scripted model hides its Python forward; pass the nn.Module that it was scripted from"

@@ -131,7 +131,8 @@ def build(space: Space, labels: Tensor, parents: Iterable[Family] = ()) -> list[
         space.pin(leaf.labels, "a single position of the dimension is picked out")
         return []
     kept = [p for p in parents if p.dims and p.dims != leaf.dims]
-    apart = [p for p in kept if not set(p.dims) <= set(leaf.dims)]
+    # Rows that differ where their cells don't (heads repeated for each example) are a family of their own.
+    apart = [with_rows(space, p.labels, ()) for p in kept if not set(p.dims) <= set(leaf.dims)]
     kept = [p for p in kept if set(p.dims) <= set(leaf.dims)]
     return [with_rows(space, leaf.labels, kept), *apart]
 

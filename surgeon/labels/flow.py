@@ -11,7 +11,18 @@ from torch import Tensor
 
 from surgeon.errors import SurgeonError
 from surgeon.labels.contract import Operand
-from surgeon.labels.family import Extent, Family, Value, bind_leaf, extent, make_solid, pin_value, project, solid_value
+from surgeon.labels.family import (
+    Extent,
+    Family,
+    Value,
+    bind_leaf,
+    extent,
+    make_solid,
+    pin_value,
+    prefix,
+    project,
+    solid_value,
+)
 from surgeon.labels.notation import Notation
 from surgeon.labels.space import Space
 from surgeon.modules import tensors_in
@@ -112,6 +123,7 @@ class Flow:
         self.unknown_ops: dict[int, str] = {}
         self.pending: list[Reduction] = []
         self.current: tuple[Any, ...] = ()
+        self.crossed: dict[tuple[bytes, ...], Tensor] = {}
         for name, tensor in tensors.items():
             if tensor not in self.values:
                 self.values[tensor] = self.leaves[name] = _leaf(name, tensor)
@@ -131,8 +143,8 @@ class Flow:
         """Apply the rule of a call."""
         results = list(tensors_in(call.result))
         given = list(tensors_in([call.args, call.kwargs]))
-        if not results and call.name != "setitem":
-            return
+        if not results and call.name != "setitem" and "::" not in call.name:
+            return  # a question about a tensor; an op of a library may write to one
         if call.name == "setitem":
             results = [call.args[0]]
         values = [self.look(tensor) for tensor in given]
@@ -147,6 +159,23 @@ class Flow:
             self._apply(rule, call)
         self._log(call, given, values, shapes, results)
         self.current = ()
+
+    def knows(self, name: str) -> bool:
+        """Tell whether an op has a rule."""
+        return name in self.rules
+
+    def leave(self, call: Call) -> None:
+        """A custom autograd function without a rule: what no call of its body wrote comes from a kernel of its own."""
+        results = list(tensors_in(call.result))
+        made = [self.look(tensor).maker for tensor in results]
+        if all(at is not None and "empty" not in self.ops[at].name for at in made):
+            return
+        given = list(tensors_in([call.args, call.kwargs]))
+        values = [self.look(tensor) for tensor in given]
+        shapes = [(v.shape, tuple(v.families)) for v in values]
+        self.space.at, self.current, self.pending = call.index, tuple(given), []
+        self.unknown(call)
+        self._log(call, given, values, shapes, results)
 
     def _apply(self, rule: Rule, call: Call) -> None:
         """Run a rule; one that can't make sense of its call leaves what it has said so far, and pins the rest."""
@@ -210,8 +239,20 @@ class Flow:
         self.values[tensor] = Value(tuple(tensor.shape), families)
 
     def extent(self, value: Value, dim: int) -> Extent | int:
-        """Return the width of a dimension."""
+        """Return the width of a dimension; where several families run along it alone, a position lives with all."""
+        families = value.along(dim % len(value.shape)) if value.families else []
+        if len(families) > 1:
+            single = [p.labels for f in families if len((p := prefix(f, dim % len(value.shape))).dims) == 1]
+            rows = list({row.numpy().tobytes(): row for row in single}.values())
+            if len(rows) > 1:
+                return Extent(int(value.shape[dim]), self._crossed(rows))
         return extent(value.shape, value.families, dim)
+
+    def _crossed(self, rows: list[Tensor]) -> Tensor:
+        key = tuple(row.numpy().tobytes() for row in rows)
+        if key not in self.crossed:
+            self.crossed[key] = self.space.product(rows)
+        return self.crossed[key]
 
     def size(self, given: Any, width: Extent | int, what: str) -> None:
         """Note that a size argument has to equal a width."""

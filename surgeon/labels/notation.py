@@ -17,7 +17,7 @@ from functools import cache
 
 Token = tuple[str, ...]  # ("c",) a letter, ("g", "o") a product, ("...",), ("*",)
 
-_ARGUMENT = re.compile(r"(\w+)(?:\[([^\]]*)\]|=(\w+))?")
+_ARGUMENT = re.compile(r"(\w+)(?:(\[[^\]]*\])|=(\w+))?")
 _TOKEN = re.compile(r"\(([^)]*)\)|(\.\.\.|\*|\w+)")
 
 
@@ -58,8 +58,8 @@ def parse(line: str) -> Notation:
     head, _, tail = line.partition("->")
     output_text, _, over = tail.partition(" over ")
     arguments = tuple(
-        Argument(i, name, None if dims is None else parse_dims(dims), size)
-        for i, (name, dims, size) in enumerate(found.groups() for found in _ARGUMENT.finditer(head))
+        Argument(i, name, parse_dims(dims[1:-1]) if dims else None, size or None)
+        for i, (name, dims, size) in enumerate(_ARGUMENT.findall(head))
     )
     output = parse_dims(output_text)
     known = {letter for a in arguments for token in a.dims or () for letter in token}

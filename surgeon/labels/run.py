@@ -14,6 +14,7 @@ from surgeon.errors import SurgeonError, TraceError, UnknownLayer
 from surgeon.labels.family import Extent, extent
 from surgeon.labels.flow import Flow, Op
 from surgeon.labels.rules import RULES
+from surgeon.labels.rules.custom import TAUGHT
 from surgeon.labels.sizes import Constraint
 from surgeon.labels.space import Space
 from surgeon.modules import as_arguments
@@ -30,10 +31,12 @@ _DECLARED: dict[str, tuple[str, int]] = {
     "num_features": ("operand", 1),
     "num_channels": ("operand", 1),
     "embedding_dim": ("result", -1),
+    "input_size": ("operand", -1),
+    "hidden_size": ("result", -1),
 }
 
 
-_DECLARING = ("conv", "linear", "batch_norm", "group_norm", "instance_norm", "embedding")
+_DECLARING = ("conv", "linear", "batch_norm", "group_norm", "instance_norm", "embedding", "lstm", "gru", "rnn")
 
 
 @dataclass(eq=False)
@@ -55,7 +58,7 @@ def run(model: nn.Module, example_inputs: Any, keep: Iterable[Any] = ()) -> Run:
     tensors: dict[str, Tensor] = dict(named)
     if not any(p.is_floating_point() for p in model.parameters()):
         raise TraceError("the model has no floating-point parameters; there is nothing to cut")
-    flow = Flow(RULES, tensors)
+    flow = Flow({**RULES, **TAUGHT}, tensors)
     args, kwargs = as_arguments(example_inputs)
     flow.give([args, kwargs])
     output, entries, calls = record(model, example_inputs, flow)

@@ -3,21 +3,29 @@
 from __future__ import annotations
 
 import copy
-from typing import Any
+import os
+from typing import Any, overload
 
 import torch
 from torch import Tensor, nn
+from torch.export import ExportedProgram
 
-from surgeon.errors import PlanMismatch, SurgeonError
-from surgeon.modules import bare
+from surgeon.errors import PlanMismatch, SurgeonError, UnsupportedModel
+from surgeon.exported import Program, rebuild
+from surgeon.modules import Model, bare
 from surgeon.operate.select import select
 from surgeon.plan.plan import Edit, Plan
 
 
-def operate(model: nn.Module, plan: Plan, *, inplace: bool = False) -> nn.Module:
+@overload
+def operate(model: nn.Module, plan: Plan, *, inplace: bool = False) -> nn.Module: ...
+@overload
+def operate(model: ExportedProgram | str | os.PathLike[str], plan: Plan) -> ExportedProgram: ...
+def operate(model: Model, plan: Plan, *, inplace: bool = False) -> nn.Module | ExportedProgram:
     """Return a smaller model of the same class; the original is untouched unless ``inplace``.
 
-    Works on any checkpoint of the architecture that the plan was made for. Gradients are cut along.
+    Works on any checkpoint of the architecture that the plan was made for. Gradients are cut along. Of an exported
+    program, or the path of a saved one, it makes a smaller program; these are never cut in place.
     Memory: at most the original and the small model.
 
     Raises
@@ -29,6 +37,8 @@ def operate(model: nn.Module, plan: Plan, *, inplace: bool = False) -> nn.Module
     >>> small = surgeon.operate(model, plan)
     """
     model = bare(model)
+    if inplace and isinstance(model, Program):
+        raise UnsupportedModel("an exported program can't be cut in place; use what operate returns")
     tensors = _named_tensors(model)
     _check(model, tensors, plan)
     new = {id(tensors[name]): _cut(tensors[name], plan, name) for name in plan.cuts}
@@ -40,7 +50,10 @@ def operate(model: nn.Module, plan: Plan, *, inplace: bool = False) -> nn.Module
     modules = dict(small.named_modules(remove_duplicate=False))
     for edit in plan.edits:
         _apply(modules[edit.owner], edit)
-    return small
+    for module in modules.values():
+        if isinstance(module, nn.RNNBase):
+            module._init_flat_weights()  # a list of its parameters, laid out as one piece on a GPU
+    return rebuild(small) if isinstance(small, Program) else small
 
 
 def _named_tensors(model: nn.Module) -> dict[str, Tensor]:
@@ -66,7 +79,8 @@ def _check(model: nn.Module, tensors: dict[str, Tensor], plan: Plan) -> None:
         found = _read(modules.get(edit.owner), edit)
         if found != edit.old:
             raise PlanMismatch(
-                f"the plan is for another architecture: {edit.owner}.{edit.name} is {found!r}, not {edit.old}"
+                f"the plan is for another architecture: {edit.owner or 'the model'}.{edit.name} is {found!r}, "
+                f"not {edit.old}"
             )
 
 

@@ -37,6 +37,21 @@ class Ladder:
 
 
 @dataclass(frozen=True, eq=False)
+class Overlap:
+    """Rows and columns of one table: what a step of both has in common goes only once.
+
+    ``rows`` and ``columns`` are places in the list of ladders; ``touched [counts]`` is what one step of each shares.
+    """
+
+    rows: int
+    columns: int
+    touched: np.ndarray
+
+    def __str__(self) -> str:
+        return f"ladder {self.rows} over ladder {self.columns}"
+
+
+@dataclass(frozen=True, eq=False)
 class Budget:
     """An upper bound on a cost, in the cost's own unit (multiply-adds, parameters)."""
 
@@ -49,10 +64,27 @@ class Budget:
         return f"{self.name} <= {self.limit:.6g} (asked: {self.asked})"
 
 
-def counts_after(initial: np.ndarray, ladders: Sequence[Ladder], chosen: Sequence[int]) -> np.ndarray:
+def counts_after(
+    initial: np.ndarray, ladders: Sequence[Ladder], chosen: Sequence[int], overlaps: Sequence[Overlap] = ()
+) -> np.ndarray:
     """Return the counted widths when each ladder stands at the chosen rung."""
-    steps = np.array([ladder.rungs[rung] for ladder, rung in zip(ladders, chosen)])
-    return np.asarray(initial - steps @ np.array([ladder.touched for ladder in ladders]))
+    steps = [int(ladder.rungs[rung]) for ladder, rung in zip(ladders, chosen)]
+    left = np.asarray(initial - np.array(steps) @ np.array([ladder.touched for ladder in ladders]))
+    for both in overlaps:
+        left = left + steps[both.rows] * steps[both.columns] * both.touched
+    return left
+
+
+def touched_now(
+    ladders: Sequence[Ladder], chosen: Sequence[int], which: int, overlaps: Sequence[Overlap]
+) -> np.ndarray:
+    """Return what the next step of a ladder takes, ``[counts]``: columns of rows that are gone are gone."""
+    touched = ladders[which].touched
+    for both in overlaps:
+        if which in (both.rows, both.columns):
+            other = both.columns if which == both.rows else both.rows
+            touched = touched - ladders[other].rungs[chosen[other]] * both.touched
+    return touched
 
 
 def by_ratio_locally(ladders: Sequence[Ladder], sizes: Sequence[int], ratio: float) -> list[int]:
@@ -84,25 +116,28 @@ def _marginal(ladders: Sequence[Ladder]) -> list[tuple[float, int]]:
     return sorted(rows)
 
 
-def under_budgets(initial: np.ndarray, ladders: Sequence[Ladder], budgets: Sequence[Budget]) -> list[int]:
+def under_budgets(
+    initial: np.ndarray, ladders: Sequence[Ladder], budgets: Sequence[Budget], overlaps: Sequence[Overlap] = ()
+) -> list[int]:
     """Find rungs that keep every budget, losing little importance.
 
     Raises InfeasibleBudget with the smallest reachable cost. Complexity: some sixty gradients of the cost, then
     single rungs near the bound.
     """
     most = [len(l.rungs) - 1 for l in ladders]
-    _require_reachable(counts_after(initial, ladders, most), budgets)
+    _require_reachable(counts_after(initial, ladders, most, overlaps), budgets)
     chosen = [0] * len(ladders)
     counts = initial.copy()
     while over := [b for b in budgets if b.cost.total(counts) > b.limit]:
         gaps = [b.cost.total(counts) - b.limit for b in over]
         whole = [b.cost.total(initial) for b in over]
-        saving = _savings(counts, ladders, over, gaps)
+        touched = np.array([touched_now(ladders, chosen, which, overlaps) for which in range(len(ladders))])
+        saving = _savings(counts, touched, over, gaps)
         share = max(0.25, *(0.02 * w / g for w, g in zip(whole, gaps)))
         if not _descend(ladders, chosen, saving, min(share, 1.0)):
             raise InfeasibleBudget("no legal removal saves anything more")  # pragma: no cover - reachable was checked
-        counts = counts_after(initial, ladders, chosen)
-    return _fill(initial, ladders, budgets, chosen)
+        counts = counts_after(initial, ladders, chosen, overlaps)
+    return _fill(initial, ladders, budgets, chosen, overlaps)
 
 
 def _require_reachable(counts: np.ndarray, budgets: Sequence[Budget]) -> None:
@@ -115,13 +150,11 @@ def _require_reachable(counts: np.ndarray, budgets: Sequence[Budget]) -> None:
             )
 
 
-def _savings(
-    counts: np.ndarray, ladders: Sequence[Ladder], over: Sequence[Budget], gaps: Sequence[float]
-) -> np.ndarray:
+def _savings(counts: np.ndarray, touched: np.ndarray, over: Sequence[Budget], gaps: Sequence[float]) -> np.ndarray:
     """Return the share of the gap that one step of each ladder closes."""
-    total = np.zeros(len(ladders))
+    total = np.zeros(len(touched))
     for budget, gap in zip(over, gaps):
-        total += np.array([ladder.touched for ladder in ladders]) @ budget.cost.gradient(counts) / gap
+        total += touched @ budget.cost.gradient(counts) / gap
     return total
 
 
@@ -151,16 +184,23 @@ def _descend(ladders: Sequence[Ladder], chosen: list[int], saving: np.ndarray, s
     return taken
 
 
-def _fill(initial: np.ndarray, ladders: Sequence[Ladder], budgets: Sequence[Budget], chosen: list[int]) -> list[int]:
+def _fill(
+    initial: np.ndarray,
+    ladders: Sequence[Ladder],
+    budgets: Sequence[Budget],
+    chosen: list[int],
+    overlaps: Sequence[Overlap],
+) -> list[int]:
     """Give back rungs that fit under the budgets after all, the most important first."""
-    counts = counts_after(initial, ladders, chosen)
+    counts = counts_after(initial, ladders, chosen, overlaps)
     improved = True
     while improved:
         improved = False
         price = [(-float(l.loss[r] - l.loss[r - 1]), i) for i, (l, r) in enumerate(zip(ladders, chosen)) if r > 0]
         for _, which in sorted(price):
-            ladder, rung = ladders[which], chosen[which]
-            more = counts + int(ladder.rungs[rung] - ladder.rungs[rung - 1]) * ladder.touched
+            rungs, rung = ladders[which].rungs, chosen[which]
+            step = touched_now(ladders, chosen, which, overlaps)
+            more = counts + int(rungs[rung] - rungs[rung - 1]) * step
             if all(b.cost.total(more) <= b.limit for b in budgets):
                 counts, improved = more, True
                 chosen[which] -= 1

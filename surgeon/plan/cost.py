@@ -55,7 +55,16 @@ def _einsum(node: Node) -> list[tuple[float, Sequence[Dim]]]:
     return [(1 if summed else 0.5, list(letters.values()))]
 
 
+def _cell(node: Node) -> list[tuple[float, Sequence[Dim]]]:
+    """Two linear layers, of the input and of the state; whole recurrent layers are not counted by fvcore."""
+    x, state = node.operands[:2]
+    weights = node.operands[3 if node.name == "lstm_cell" else 2 :]
+    return [(1, [*x, weights[0][0]]), (1, [*state, weights[1][0]])]
+
+
 def _batch_norm(node: Node) -> list[tuple[float, Sequence[Dim]]]:
+    if node.settings.get("5") is True:  # statistics of its own input, as any other norm
+        return _norm(node)
     affine = len(node.operands) == 5
     return [(2 if affine else 1, node.operands[0])]
 
@@ -80,6 +89,7 @@ FORMULAS: dict[str, Formula] = {
     "bmm": _matmul,
     "addmm": _addmm,
     "einsum": _einsum,
+    **{f"{kind}_cell": _cell for kind in ("lstm", "gru", "rnn_tanh", "rnn_relu")},
     "batch_norm": _batch_norm,
     "group_norm": _norm,
     "layer_norm": _norm,

@@ -11,7 +11,15 @@ import numpy as np
 
 from surgeon.errors import BudgetError, NothingPrunable, ScoreError, SurgeonError, UnknownLayer
 from surgeon.plan import cost as costs
-from surgeon.plan.allocate import Budget, Ladder, by_ratio_globally, by_ratio_locally, parse_amount, under_budgets
+from surgeon.plan.allocate import (
+    Budget,
+    Ladder,
+    Overlap,
+    by_ratio_globally,
+    by_ratio_locally,
+    parse_amount,
+    under_budgets,
+)
 from surgeon.plan.plan import Cut, Edit, GroupCut, LayerCost, Masked, Plan, Selection
 
 if TYPE_CHECKING:
@@ -46,7 +54,8 @@ def plan(
     round_to : widths that remain are multiples of this
     floor : smallest share of a group that stays
     groups : layer name or glob -> largest share of its units that may go
-    heads : what goes where rows could go as well as columns (heads, conv groups): False columns, True rows
+    heads : what goes where rows could go as well as columns (heads and their widths, conv groups and their channels):
+        False columns, True rows, "both"; a ratio then applies to rows and to columns
 
     Raises
     ------
@@ -56,7 +65,7 @@ def plan(
     --------
     >>> plan(graph, surgeon.score(graph, "l1"), flops=0.5, round_to=8)
     """
-    _check(flops, params, ratio, scope, round_to, floor)
+    _check(flops, params, ratio, scope, round_to, floor, heads)
     graph.require_free()
     limits = _limits(graph, groups or {})
     settings: dict[str, Any] = {
@@ -79,7 +88,8 @@ def plan(
         choose = by_ratio_locally if scope == "local" else by_ratio_globally
         chosen = choose(ladders, [g.size for g in free], ratio)
     else:
-        chosen = under_budgets(graph.initial, ladders, _budgets(graph, flops, params))
+        overlaps = _overlaps(graph, free) if heads == "both" else []
+        chosen = under_budgets(graph.initial, ladders, _budgets(graph, flops, params), overlaps)
     removed = [int(ladder.rungs[rung]) for ladder, rung in zip(ladders, chosen)]
     if ratio and not any(removed):
         raise NothingPrunable(
@@ -89,7 +99,7 @@ def plan(
     return describe(graph, units, dict(zip((g.name for g in free), removed)), settings)
 
 
-def _check(flops: Any, params: Any, ratio: Any, scope: str, round_to: int, floor: float) -> None:
+def _check(flops: Any, params: Any, ratio: Any, scope: str, round_to: int, floor: float, heads: bool | str) -> None:
     if ratio is None and flops is None and params is None:
         raise BudgetError("say how much: flops=0.5, params=0.5 or ratio=0.5")
     if ratio is not None and (flops is not None or params is not None):
@@ -100,6 +110,8 @@ def _check(flops: Any, params: Any, ratio: Any, scope: str, round_to: int, floor
         raise BudgetError(f"scope={scope!r} must be 'global' or 'local'")
     if isinstance(round_to, bool) or not isinstance(round_to, int) or round_to < 1:
         raise BudgetError(f"round_to={round_to!r} must be a positive integer")
+    if heads not in (True, False, "both"):
+        raise BudgetError(f"heads={heads!r} must be True (rows), False (columns) or 'both'")
     if not 0 <= floor <= 1:
         raise BudgetError(f"floor={floor!r} is the smallest share of a group that stays and must be in [0, 1]")
 
@@ -128,12 +140,24 @@ def _matches(name: str, pattern: str) -> bool:
 
 
 def _movable(graph: DependencyGraph, heads: bool | str) -> list[Group]:
-    """Where rows hold columns that could go as well, choose one of the two."""
+    """Return the groups that may be cut: of rows that hold columns, one of the two, unless both are asked for."""
     outer, inner = graph.nesting()
-    if heads == "both":
-        raise BudgetError("heads='both' is not supported yet; use True or False")
-    skipped = inner if heads else outer
+    # Rows of rows would overlap three by three: of those, the outermost and the innermost are cut.
+    skipped = outer & inner if heads == "both" else inner if heads else outer
     return [g for g in graph.free if g.name not in skipped]
+
+
+def _overlaps(graph: DependencyGraph, groups: Sequence[Group]) -> list[Overlap]:
+    """Return which groups are rows and columns of one table, and what a step of each has in common."""
+    outer, inner = graph.nesting()
+    dead = {i: graph.dead_classes(g.first_step) for i, g in enumerate(groups) if g.name in outer | inner}
+    found = []
+    for rows in (i for i in dead if groups[i].name in outer):
+        for columns in (i for i in dead if groups[i].name in inner):
+            shared = np.asarray(graph.incidence @ (dead[rows] & dead[columns]).astype(np.int64))
+            if shared.any():
+                found.append(Overlap(rows, columns, shared.astype(float)))
+    return found
 
 
 def _ranked(group: Group, scores: Mapping[str, Any]) -> tuple[np.ndarray, np.ndarray]:

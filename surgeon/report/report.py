@@ -11,7 +11,7 @@ from rich.console import Console
 from rich.table import Table
 from torch import nn
 
-from surgeon.modules import bare
+from surgeon.modules import Model, bare
 from surgeon.verify.count import Count, count_flops
 
 
@@ -131,9 +131,7 @@ class Report:
         return table
 
 
-def compare(
-    model: nn.Module, small: nn.Module, example_inputs: Any, *, counts: tuple[Count, Count] | None = None
-) -> Report:
+def compare(model: Model, small: Model, example_inputs: Any, *, counts: tuple[Count, Count] | None = None) -> Report:
     """Count both models and put them side by side.
 
     Examples

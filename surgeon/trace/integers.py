@@ -128,6 +128,9 @@ class Tracked(int):
 
     __hash__ = int.__hash__
 
+    def __neg__(self) -> Tracked:
+        return Tracked(-int(self), Arithmetic("-", 0, self.expression))
+
     def __reduce__(self) -> tuple[Any, ...]:
         return int, (int(self),)
 

@@ -6,7 +6,7 @@ import linecache
 import math
 import os
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from types import FrameType
 from typing import Any, Protocol
@@ -15,7 +15,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.modules import module as torch_module
 
-from surgeon.dispatch import SIZE_QUERIES, intercept, op_name
+from surgeon.dispatch import ASIDES, SIZE_QUERIES, Applied, intercept, op_name
 from surgeon.errors import SurgeonError, TraceError
 from surgeon.modules import as_arguments, tensors_in, untouched
 from surgeon.trace.integers import Attribute, Ledger, Tracked, ledger
@@ -55,11 +55,19 @@ class Listener(Protocol):
 
     def sizes(self, tensor: Tensor) -> Sequence[int]: ...
 
+    def knows(self, name: str) -> bool:
+        """Whether a custom autograd function has a rule, so that its body says nothing more."""
+        ...
+
+    def leave(self, call: Call) -> None:
+        """A custom autograd function without a rule has run; the calls of its body came before."""
+        ...
+
 
 def source_line(location: tuple[str, int]) -> str:
     """Format ``file.py:12: y = x.view(...)``."""
-    path, number = location
-    text = linecache.getline(path, number).strip()
+    path, number = location[:2]
+    text = location[2] if len(location) > 2 else linecache.getline(path, number).strip()
     return f"{os.path.basename(path)}:{number}" + (f": {text}" if text else "")
 
 
@@ -87,18 +95,28 @@ class _Recording:
     start: int
     stack: list[str] = field(default_factory=list)
     count: int = 0
+    hidden: int = 0  # how many functions with a rule of their own are running
     known: dict[str, bool] = field(default_factory=dict)
     location: tuple[str, int] = ("?", 0)
+    # A program that was exported knows where its steps came from; its frames are not the user's.
+    source_location: Callable[[], tuple[str, int]] | None = None
 
     def __call__(self, func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
-        self.location = self.locate()
-        result = func(*args, **kwargs)
+        self.location = location = self.locate()
         name = op_name(func)
         if name in SIZE_QUERIES:
-            return self.size(name, result, *args, **kwargs)
+            return self.size(name, func(*args, **kwargs), *args, **kwargs)
+        if name in ASIDES:
+            return func(*args, **kwargs)
         index, self.count = self.start + self.count, self.count + 1
-        module = self.stack[-1] if self.stack else ""
-        self.listener.call(Call(index, name, func, args, kwargs, result, module, self.location))
+        inner = isinstance(func, Applied) and self.listener.knows(name)
+        self.hidden += inner
+        result = func(*args, **kwargs)
+        self.hidden -= inner
+        if not self.hidden:
+            module = self.stack[-1] if self.stack else ""
+            tell = self.listener.leave if isinstance(func, Applied) and not inner else self.listener.call
+            tell(Call(index, name, func, args, kwargs, result, module, location))
         return result
 
     def size(self, name: str, result: Any, tensor: Tensor, dim: int | None = None) -> Any:
@@ -108,6 +126,8 @@ class _Recording:
         return torch.Size(sizes) if dim is None else sizes[dim]
 
     def locate(self) -> tuple[str, int]:
+        if self.source_location is not None:
+            return self.source_location()
         frame: FrameType | None = sys._getframe(1)
         while frame is not None:
             path = frame.f_code.co_filename
@@ -151,6 +171,7 @@ def record(
     """
     args, kwargs = as_arguments(example_inputs)
     recording = _Recording(listener, {id(m): path for path, m in model.named_modules()}, start)
+    recording.source_location = getattr(model, "source_location", None)
     entries = Ledger(where=lambda: source_line(recording.locate()))
     with untouched(model):
         for module in model.modules():

@@ -11,8 +11,9 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from surgeon.dispatch import unfused
-from surgeon.modules import as_arguments, evaluating, tensors_in
+from surgeon.dispatch import intercept, unfused
+from surgeon.exported import Program
+from surgeon.modules import Model, as_arguments, bare, evaluating, tensors_in
 
 
 @dataclass(frozen=True)
@@ -42,20 +43,27 @@ class _Flat(nn.Module):
         return tuple(tensors_in(self.model(*args, **kwargs)))
 
 
-def count_flops(model: nn.Module, example_inputs: Any) -> Count:
+def _as_is(func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+    return func(*args, **kwargs)
+
+
+def count_flops(model: Model, example_inputs: Any) -> Count:
     """Count a forward pass with fvcore, in eval mode; where it can't trace the model, say why."""
+    model = bare(model)
     args, kwargs = as_arguments(example_inputs)
     tensors = tuple(a for a in (*args, *kwargs.values()) if isinstance(a, Tensor))
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # fvcore scripts a function on import, which torch deprecates
         from fvcore.nn import FlopCountAnalysis
+    # The operators of an exported program reach fvcore as the torch functions that they stand for.
+    spelled = intercept(_as_is) if isinstance(model, Program) else unfused()
     analysis = FlopCountAnalysis(_Flat(model, args, kwargs), tensors)
     analysis.unsupported_ops_warnings(False).uncalled_modules_warnings(False).tracer_warnings("none")
     log = logging.getLogger("fvcore.nn.jit_analysis")
     level = log.level
     log.setLevel(logging.ERROR)
     try:
-        with warnings.catch_warnings(), torch.no_grad(), evaluating(model), unfused():
+        with warnings.catch_warnings(), torch.no_grad(), evaluating(model), spelled:
             warnings.simplefilter("ignore")
             modules = {
                 name.removeprefix("model").lstrip("."): float(n) for name, n in analysis.by_module().items() if name

@@ -12,7 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from surgeon.dispatch import SIZE_QUERIES, intercept, op_name
+from surgeon.dispatch import ASIDES, SIZE_QUERIES, intercept, op_name
 from surgeon.errors import VerificationError
 from surgeon.modules import tensors_in
 from surgeon.plan.plan import Masked, Plan, Selection
@@ -50,7 +50,7 @@ class Statistics:
 
     def __call__(self, func: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         name = op_name(func)
-        if name in SIZE_QUERIES:
+        if name in SIZE_QUERIES or name in ASIDES:
             return func(*args, **kwargs)
         here, self.count = self.at.get(self.count, ()), self.count + 1
         result = _masked_call(name, func, args, kwargs, here) if here else func(*args, **kwargs)

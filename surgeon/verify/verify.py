@@ -10,9 +10,9 @@ import torch
 from torch import Tensor, nn
 from torch.func import functional_call
 
-from surgeon.dispatch import SIZE_QUERIES, intercept, op_name
+from surgeon.dispatch import ASIDES, SIZE_QUERIES, intercept, op_name, unfused
 from surgeon.errors import VerificationError
-from surgeon.modules import as_arguments, bare, evaluating, tensors_in
+from surgeon.modules import Model, as_arguments, bare, evaluating, tensors_in, untouched
 from surgeon.plan.plan import Plan
 from surgeon.verify.count import Count, count_flops
 from surgeon.verify.reference import Statistics, masked_state
@@ -49,8 +49,8 @@ class Proof:
 
 
 def verify(
-    model: nn.Module,
-    small: nn.Module,
+    model: Model,
+    small: Model,
     plan: Plan,
     example_inputs: Any,
     *,
@@ -153,14 +153,15 @@ def _run_both(
 ) -> tuple[list[Tensor], list[Tensor], torch.dtype]:
     statistics = Statistics(plan)
     args, kwargs = as_arguments(_cast(example_inputs, dtype))
-    with torch.no_grad(), torch.random.fork_rng(devices=[]), evaluating(model, small):
+    # Recurrent layers keep lists of their weights, which would go on to hold those of this run.
+    with torch.no_grad(), untouched(model), untouched(small), evaluating(model, small):
         masked = masked_state({k: _cast(v, dtype) for k, v in state.items()}, plan)
         with intercept(_watched(statistics, watch[0]) if watch else statistics):
             expected = list(tensors_in(functional_call(model, masked, args, kwargs)))
         del masked
         mine = {k: _cast(v, dtype) for k, v in own.items()}
-        run = _watched(lambda f, a, k: f(*a, **k), watch[1] if watch else None)
-        with intercept(run):
+        # Unwatched, an exported program runs the very operators that it holds.
+        with intercept(_watched(lambda f, a, k: f(*a, **k), watch[1])) if watch else unfused():
             found = list(tensors_in(functional_call(small, mine, args, kwargs)))
     return expected, found, statistics.dtype
 
@@ -169,7 +170,7 @@ def _watched(call: Callable[..., Any], seen: Any) -> Callable[..., Any]:
     def run(func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         result = call(func, args, kwargs)
         name = op_name(func)
-        if seen is not None and name not in SIZE_QUERIES:
+        if seen is not None and name not in SIZE_QUERIES | ASIDES:
             seen.append((name, [t.detach().clone() for t in tensors_in(result)]))
         return result
 
@@ -219,7 +220,7 @@ def _silent(model: nn.Module, plan: Plan, example_inputs: Any, state: Mapping[st
     if any(not bool(state[name].any()) for name in weights):
         return "some weights that are cut are zero throughout"
     args, kwargs = as_arguments(example_inputs)
-    with torch.no_grad(), torch.random.fork_rng(devices=[]), evaluating(model):
+    with torch.no_grad(), untouched(model), evaluating(model):
         whole = list(tensors_in(model(*args, **kwargs)))
         masked = list(tensors_in(functional_call(model, masked_state(state, plan), args, kwargs)))
     heard = max(

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from typing import Any
+
 import pytest
 import torch
 import torch.nn.functional as F
@@ -11,6 +14,8 @@ from torch import nn
 
 from tests.rules.harness import Case, square
 
+# A public function since torch 2.10.
+_GROUPED: Callable[..., Any] = getattr(F, "grouped_mm", None) or torch._grouped_mm
 CONVOLUTIONS = {1: F.conv1d, 2: F.conv2d, 3: F.conv3d}
 TRANSPOSED = {1: F.conv_transpose1d, 2: F.conv_transpose2d, 3: F.conv_transpose3d}
 
@@ -350,3 +355,39 @@ def test_leading_dimensions_pass_through(case: Case, rank: int) -> None:
 
 
 SHAPES = st.lists(st.integers(1, 4), min_size=1, max_size=3)
+
+
+@square("cdist", examples=40)
+def test_distances(case: Case) -> None:
+    lead = case.shape(case.size(0, 1), 1, 3)
+    p, r, m = case.shape(3, 2, 4)
+    make = case.of(lambda x: x, torch.Tensor.exp)  # of parameters, and of what is not zero where they are
+    x, y = case.signed(*lead, p, m), case.signed(*lead, r, m)
+    last = len(lead)
+    cut = f"x:{last} x:{last + 1} y:{last} y:{last + 1}"
+    case.check(lambda s: torch.cdist(make(s.x), s.y), x=x, y=y, cut=cut)
+
+
+@square("tensordot", examples=40)
+def test_tensordot(case: Case) -> None:
+    a, b, k, l = case.shape(4)
+    x, y, over = case.of(
+        ((a, k, l), (k, l, b), 2), ((k, a, l), (l, b, k), ([0, 2], [2, 0])), ((a, k), (k, b), 1), ((a,), (b,), 0)
+    )
+    case.check(lambda m: torch.tensordot(m.x, m.y, over), x=case.signed(*x), y=case.signed(*y), cut="x:0 y:0")
+
+
+@square("grouped_mm", examples=30)
+def test_products_by_expert(case: Case) -> None:
+    experts, i, o = case.size(2, 3), 4 * case.size(1, 4), 4 * case.size(1, 4)
+    offsets = torch.linspace(2, 8, experts).to(torch.int32)
+    x, w = (2 * case.signed(8, i)).round(), (2 * case.signed(experts, i, o)).round()  # exact in float32
+    stays = {"x:0": "grouped_mm", "w:0": "grouped_mm"}
+    transposed = case.flip()
+
+    def run(m: Any, offsets: Any) -> Any:
+        weight = m.w.transpose(-2, -1) if transposed else m.w
+        return _GROUPED(m.x.float(), weight.float(), offs=offsets).double()
+
+    w = w.transpose(1, 2).contiguous() if transposed else w
+    case.check(run, inputs=(offsets,), x=x, w=w, dress=False, stays=stays)

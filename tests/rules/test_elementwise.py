@@ -27,6 +27,8 @@ SPELLED: dict[str, Callable[[Any], Any]] = {
     "alpha_dropout": lambda x: F.alpha_dropout(x, 0.5, False),
     "bfloat16": lambda x: x.bfloat16().double(),
     "bitwise_not": lambda x: (x > 0.5).bitwise_not(),
+    "conj": lambda x: torch.complex(x, x).conj().imag,
+    "conj_physical": lambda x: torch.conj_physical(torch.complex(x, x)).imag,
     "data": lambda x: x.data,
     "dropout": lambda x: F.dropout(x, 0.5, training=False),
     "feature_dropout": lambda x: torch.feature_dropout(x, 0.5, False),
@@ -36,6 +38,8 @@ SPELLED: dict[str, Callable[[Any], Any]] = {
     "invert": lambda x: ~(x > 0.5),
     "pow": lambda x: x**2 + 2**x,
     "requires_grad": lambda x: (x + 0).requires_grad_(False),
+    "resolve_conj": lambda x: torch.complex(x, x).conj().resolve_conj().imag,
+    "resolve_neg": lambda x: torch.complex(x, x).conj().imag.resolve_neg(),
     "special_erf": lambda x: torch.special.erf(x),
     "special_expit": lambda x: torch.special.expit(x),
     "threshold": lambda x: F.threshold(x, 0.5, 20.0),
@@ -60,6 +64,7 @@ BINARY: dict[str, Callable[[Any, Any], Any]] = {
     "bitwise_or": lambda x, y: torch.bitwise_or((x * 9).long(), (y * 9).long()),
     "bitwise_xor": lambda x, y: torch.bitwise_xor((x * 9).long(), (y * 9).long()),
     "floordiv": lambda x, y: x // y,
+    "polar": lambda x, y: torch.polar(*torch.broadcast_tensors(x, y)).real,
     "masked_fill": lambda x, y: (x + y).masked_fill(y > 0.5, 3.0),
 }
 
@@ -220,10 +225,17 @@ def test_softmax_before_a_product(case: Case) -> None:
     case.check(lambda s: s.x.softmax(-1) @ s.y, x=case.signed(n, k), y=case.signed(k, m), cut="x:0 x:1 y:0 y:1")
 
 
-@square("cumsum", "cumprod", "logcumsumexp", examples=30)
+@square("exponential", "uniform", "normal", examples=20)
+def test_random_fills_have_the_shape_of_what_is_left(case: Case) -> None:
+    n, c = case.shape(2, 2, 4)
+    fill = case.of(torch.Tensor.exponential_, torch.Tensor.uniform_, torch.Tensor.normal_)
+    case.check(lambda m: fill(m.x.clone()), x=case.tensor(n, c), cut="x:0 x:1", values=False)
+
+
+@square("cumsum", "cumprod", "logcumsumexp", "cummax", "cummin", examples=50)
 def test_running_sums(case: Case) -> None:
     shape = case.shape(case.size(2, 3), 2, 4)
-    dim, op = case.dim(len(shape)), case.of(torch.cumsum, torch.cumprod, torch.logcumsumexp)
+    dim, op = case.dim(len(shape)), case.of(torch.cumsum, torch.cumprod, torch.logcumsumexp, torch.cummax, torch.cummin)
     along = dim % len(shape)
     cut = " ".join(f"x:{d}" for d in range(len(shape)) if d != along)
     case.check(lambda m: op(m.x, dim), x=case.tensor(*shape), cut=cut, stays={f"x:{along}": op.__name__})
@@ -254,3 +266,45 @@ def test_gates(case: Case) -> None:
 def test_real_part_of_a_complex_number(case: Case) -> None:
     shape = case.shape(2, 2, 4)
     case.check(lambda m: torch.complex(m.x, m.y).real, x=case.tensor(*shape), y=case.tensor(*shape), cut="x:0 x:1")
+
+
+@square("cosine_similarity", examples=40)
+def test_cosine_similarity(case: Case) -> None:
+    shape = case.shape(case.size(2, 3), 2, 4)
+    dim = case.dim(len(shape))
+    other = tuple(case.of(s, 1) if d != dim % len(shape) else s for d, s in enumerate(shape))
+    x, y = case.signed(*shape), case.signed(*other)
+    case.check(
+        lambda m: F.cosine_similarity(m.x, m.y, dim), x=x, y=y, cut=" ".join(f"x:{d}" for d in range(len(shape)))
+    )
+
+
+@square("cosine_similarity", examples=20)
+def test_cosine_similarity_of_what_the_model_computes(case: Case) -> None:
+    n, c = case.shape(2, 2, 4)
+    case.check(
+        lambda m: F.cosine_similarity(m.x.exp(), m.y.cos(), -1), x=case.signed(n, c), y=case.signed(n, c), cut="x:1"
+    )
+
+
+@square("cross", "linalg_cross", examples=30)
+def test_cross_products(case: Case) -> None:
+    n = case.size(2, 4)
+    op = case.of(lambda x, y: torch.cross(x, y, dim=1), torch.linalg.cross)
+    x, y = case.signed(n, 3), case.signed(n, 3)
+    case.check(lambda m: op(m.x, m.y), x=x, y=y, cut="x:0 y:0", stays={"x:1": "", "y:1": ""})
+
+
+@square("norm", "clamp_min", "expand_as", "div", examples=30)
+def test_normalize(case: Case) -> None:
+    shape = case.shape(case.size(2, 3), 2, 4)
+    dim = case.dim(len(shape))
+    cut = " ".join(f"x:{d}" for d in range(len(shape)))
+    case.check(lambda m: F.normalize(m.x, dim=dim), x=case.signed(*shape), cut=cut)
+
+
+@square("broadcast_tensors", examples=30)
+def test_tensors_of_one_shape(case: Case) -> None:
+    shape = case.shape(case.size(1, 3), 2, 4)
+    x, y = case.tensor(*shape), case.tensor(*_broadcast(case, shape))
+    case.check(lambda m: torch.broadcast_tensors(m.x, m.y), x=x, y=y, cut=_every("x", shape))

@@ -6,6 +6,7 @@ from typing import Any
 
 import pytest
 import torch
+import torch.nn.functional as F
 
 from tests.rules.harness import Case, square
 
@@ -244,3 +245,94 @@ def test_filling_an_empty_tensor(case: Case) -> None:
         return y
 
     case.check(fill, x=case.tensor(n, a), z=case.tensor(n, b), a=a, b=b, dress=False)
+
+
+# -- writing to places -------------------------------------------------------------------------------
+
+
+@pytest.mark.filterwarnings("ignore:index_reduce")
+@square("index_add", "index_copy", "index_reduce", examples=60)
+def test_rows_added_to_places(case: Case) -> None:
+    shape = list(case.shape(case.size(2, 3), 2, 4))
+    dim = case.dim(len(shape))
+    index = torch.randperm(shape[dim])[: case.size(1, shape[dim])]
+    other = [len(index) if d == dim % len(shape) else s for d, s in enumerate(shape)]
+    op = case.of(
+        lambda x, s: x.index_add(dim, index, s),
+        lambda x, s: x.clone().index_add_(dim, index, s),
+        lambda x, s: x.index_add(dim, index, source=s),
+        lambda x, s: x.index_copy(dim, index, s),
+        lambda x, s: x.index_reduce(dim, index, s, "amax"),
+    )
+    case.check(
+        lambda m: op(m.x, m.s),
+        x=case.signed(*shape),
+        s=case.signed(*other),
+        cut=_all(tuple(shape), (dim % len(shape),)),
+        stays={f"x:{dim % len(shape)}": "", f"s:{dim % len(shape)}": ""},
+    )
+
+
+@square("scatter", "scatter_add", "scatter_reduce", examples=60)
+def test_scattering(case: Case) -> None:
+    n, e, c = case.shape(3, 2, 4)
+    op = case.of(
+        lambda x, i, s: x.scatter(0, i[:n], s[:n]),
+        lambda x, i, s: x.scatter_add(0, i, s),
+        lambda x, i, s: x.clone().scatter_add_(0, i, s),
+        lambda x, i, s: x.scatter_reduce(0, i, s, "mean"),
+        lambda x, i, s: x.scatter_reduce(0, i, s, "amax", include_self=False),
+    )
+    places = torch.arange(e)[:, None] % n  # each place is written once where the last one to write would win
+    wide = case.flip()
+
+    def run(m: Any, places: Any) -> Any:
+        return op(m.x, places.expand(-1, m.s.shape[1]) if wide else places.repeat(1, c), m.s)
+
+    cut = "x:1 s:1" if wide else ""
+    case.check(run, inputs=(places,), x=case.signed(n, c), s=case.signed(e, c), cut=cut, stays={"x:0": ""})
+
+
+@square("scatter", must_cut=False, examples=20)
+def test_scattering_a_number(case: Case) -> None:
+    n, c = case.shape(2, 2, 4)
+    places = torch.randint(c, (n, 1))
+    case.check(lambda m, i: m.x.scatter(1, i, 0.0), inputs=(places,), x=case.signed(n, c), stays={"x:0": "", "x:1": ""})
+
+
+@square("index_add", "relu", "linear", examples=20)
+def test_messages_between_nodes(case: Case) -> None:
+    i, h, o = case.shape(3, 2, 4)
+    edges = torch.tensor([[0, 1, 2, 2], [1, 2, 0, 1]])
+
+    def run(m: Any, x: Any) -> Any:
+        nodes = F.linear(x, m.a)
+        sent = F.linear(nodes[edges[0]].relu(), m.b)
+        return F.linear(nodes + torch.zeros_like(sent[:3]).index_add_(0, edges[1], sent), m.c)
+
+    a, b, c = case.signed(h, i), case.signed(h, h), case.signed(o, h)
+    case.check(run, inputs=(case.signed(3, i),), a=a, b=b, c=c, dress=False, cut="a:0 b:0 b:1 c:0 c:1")
+
+
+@square("embedding_bag", examples=30)
+def test_bags_of_rows(case: Case) -> None:
+    rows, c = case.shape(2, 2, 4)
+    picked = torch.randint(rows, (3, 2))
+    mode = case.of("sum", "mean", "max")
+    case.check(lambda m, i: F.embedding_bag(i, m.w, mode=mode), inputs=(picked,), w=case.signed(rows, c), cut="w:1")
+
+
+@pytest.mark.filterwarnings("ignore:torch.searchsorted")
+@square("bucketize", "searchsorted", examples=30)
+def test_bins(case: Case) -> None:
+    n, c = case.shape(2, 2, 4)
+    bins = torch.tensor([0.2, 0.4, 0.7], dtype=torch.float64)
+    op = case.of(lambda x, b: torch.bucketize(x, b), lambda x, b: torch.searchsorted(b, x))
+    case.check(lambda m, b: op(m.x, b), inputs=(bins,), x=case.tensor(n, c), cut="x:0 x:1")
+
+
+@pytest.mark.filterwarnings("ignore:torch.searchsorted")
+@square("searchsorted", must_cut=False, examples=6)
+def test_a_row_of_bins_for_each_row_stays(case: Case) -> None:
+    x, bins = case.tensor(3, 4), torch.tensor([[0.2, 0.4, 0.7]] * 3, dtype=torch.float64)
+    case.check(lambda m, b: torch.searchsorted(b, m.x), inputs=(bins,), x=x, stays={"x:0": "searchsorted"})

@@ -135,3 +135,16 @@ def test_a_shortcut_padded_to_the_width_of_its_branch(case: Case) -> None:
     n, c, k = case.shape(3, 2, 4)
     x, y = case.tensor(n, c), case.tensor(n, c + 2 * k)
     case.check(lambda m: F.pad(m.x, (m.k, m.k)) + m.y, x=x, y=y, k=k, dress=False, cut="x:0 y:0")
+
+
+@square("hstack", "vstack", examples=40)
+def test_stacks_along_a_dimension(case: Case) -> None:
+    n, a, b = case.shape(3, 2, 4)
+    join, x, y = case.of((torch.hstack, (n, a), (n, b)), (torch.vstack, (a, n), (b, n)))
+    case.check(lambda m: join((m.x, m.y)), x=case.tensor(*x), y=case.tensor(*y), cut="x:0 x:1 y:0 y:1")
+
+
+@square("hstack", "vstack", must_cut=False, examples=10)
+def test_stacked_vectors_stay(case: Case) -> None:
+    join = case.of(torch.hstack, torch.vstack)
+    case.check(lambda m: join((m.x, m.y)), x=case.tensor(3), y=case.tensor(3), dress=False, stays={"x:0": "stack"})

@@ -358,6 +358,23 @@ def test_unbind(case: Case) -> None:
     )
 
 
+@square("view_as_complex", "view_as_real", examples=30)
+def test_pairs_of_numbers(case: Case) -> None:
+    n, c = case.shape(2, 2, 4)
+    turn = torch.complex(torch.tensor(0.6), torch.tensor(0.8))
+    op = case.of(
+        lambda x: torch.view_as_complex(x) * turn, lambda x: torch.view_as_real(torch.view_as_complex(x) * turn)
+    )
+    case.check(lambda m: op(m.x), x=case.tensor(n, c, 2), dress=False, cut="x:0 x:1", stays={"x:2": ""})
+
+
+@square("unsafe_chunk", "unsafe_split", examples=30)
+def test_unsafe_pieces(case: Case) -> None:
+    n, c = case.size(2, 4), case.size(2, 4)
+    op = case.of(lambda m: m.x.unsafe_chunk(2, 1), lambda m: m.x.unsafe_split(m.c, 1))
+    case.check(op, x=case.tensor(n, 2 * c), c=c, cut="x:0 x:1")
+
+
 @square("chunk", examples=40)
 def test_chunk(case: Case) -> None:
     shape = list(case.shape(case.size(1, 3), 1, 4))

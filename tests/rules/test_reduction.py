@@ -264,3 +264,47 @@ def test_padding_as_a_kernel(case: Case, name: str) -> None:
     op, rank = getattr(torch._C._nn, name), int(name[-2])
     x = case.signed(n, c, *[3] * rank)
     case.check(lambda m: op(m.x, [1] * (2 * rank)), x=x, cut="x:0 x:1", stays={"x:2": name})
+
+
+# -- Fourier transforms ------------------------------------------------------------------------------
+
+FFTS = [f"{kind}fft{over}" for kind in ("", "i", "r", "ir", "h", "ih") for over in ("", "2", "n")]
+
+
+@pytest.mark.parametrize("name", FFTS)
+@square(*(f"fft_{name}" for name in FFTS), examples=6)
+def test_fourier_transforms(case: Case, name: str) -> None:
+    op, shape = getattr(torch.fft, name), case.shape(4, 2, 4)
+    dims = case.of((1, 2), (-2, -1), (0, -1)) if name[-1] in "2n" else case.dim(4)
+    whole = [d % 4 for d in ([dims] if isinstance(dims, int) else dims)]
+    stays = {f"x:{d}": f"fft_{name}" for d in whole}
+    case.check(lambda m: op(m.x, dim=dims), x=case.signed(*shape), cut=_all(4, tuple(whole)), stays=stays)
+
+
+@pytest.mark.parametrize("name", ["fftshift", "ifftshift"])
+@square("fft_fftshift", "fft_ifftshift", examples=6)
+def test_shifted_frequencies(case: Case, name: str) -> None:
+    shape, dim = case.shape(3, 2, 4), case.dim(3)
+    op, stays = getattr(torch.fft, name), {f"x:{dim % 3}": f"fft_{name}"}
+    case.check(lambda m: op(m.x, dim=dim), x=case.signed(*shape), cut=_all(3, (dim,)), stays=stays)
+
+
+@square("fft_fft2", "fft_rfft", "fft_fftn", examples=30)
+def test_transforms_over_the_usual_dimensions(case: Case) -> None:
+    shape = case.shape(3, 2, 4)
+    op, whole = case.of((torch.fft.fft2, (1, 2)), (torch.fft.rfft, (2,)), (lambda x: torch.fft.fftn(x, s=(3,)), (2,)))
+    case.check(lambda m: op(m.x), x=case.signed(*shape), cut=_all(3, whole), stays={"x:2": ""})
+
+
+@square("fft_rfft2", "fft_irfft2", "view_as_complex", "mul", examples=20)
+def test_a_filter_of_frequencies(case: Case) -> None:
+    i, c, o = case.shape(3, 2, 4)
+
+    def run(m: Any, x: Any) -> Any:
+        spectrum = torch.fft.rfft2(F.linear(x, m.a), dim=(1, 2), norm="ortho")
+        return F.linear(
+            torch.fft.irfft2(spectrum * torch.view_as_complex(m.w), s=(4, 4), dim=(1, 2), norm="ortho"), m.b
+        )
+
+    a, w, b = case.signed(c, i), case.signed(4, 3, c, 2), case.signed(o, c)
+    case.check(run, inputs=(case.signed(1, 4, 4, i),), a=a, w=w, b=b, dress=False, cut="a:0 w:2 b:0 b:1")

@@ -3,7 +3,17 @@
 from __future__ import annotations
 
 from surgeon.labels.flow import Rule
-from surgeon.labels.rules import contraction, elementwise, factory, indexing, joining, movement, reduction
+from surgeon.labels.rules import (
+    contraction,
+    elementwise,
+    factory,
+    images,
+    indexing,
+    joining,
+    movement,
+    recurrent,
+    reduction,
+)
 
 __all__ = ["RULES", "merge"]
 
@@ -20,5 +30,13 @@ def merge(*tables: dict[str, Rule]) -> dict[str, Rule]:
 
 
 RULES: dict[str, Rule] = merge(
-    contraction.RULES, elementwise.RULES, factory.RULES, indexing.RULES, joining.RULES, movement.RULES, reduction.RULES
+    contraction.RULES,
+    elementwise.RULES,
+    factory.RULES,
+    images.RULES,
+    indexing.RULES,
+    joining.RULES,
+    movement.RULES,
+    recurrent.RULES,
+    reduction.RULES,
 )

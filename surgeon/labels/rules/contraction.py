@@ -9,6 +9,7 @@ from functools import cache, lru_cache
 from torch import Tensor
 
 from surgeon.labels.contract import Operand, contract, spell
+from surgeon.labels.family import Extent
 from surgeon.labels.flow import Flow
 from surgeon.labels.notation import Notation, Token, parse
 from surgeon.trace import Call
@@ -35,6 +36,7 @@ LINES: dict[str, str] = {
     "instance_norm": "input[n c *] weight[c] bias[c] running_mean[c] running_var[c] -> n c *",
     "group_norm": "input[n (g c) *] num_groups=g weight[(g c)] bias[(g c)] -> n (g c) * over c",
     "prelu": "input[n c ...] weight[c] -> n c ...",
+    "grid_sampler": "input[n c *] grid[n *] -> n c *",
     "weight_norm": "v[o ...] g[o ...] dim -> o ... over ...",
 }
 
@@ -42,7 +44,8 @@ LINES: dict[str, str] = {
 def run_line(flow: Flow, call: Call, notation: Notation) -> None:
     """Apply a line of notation to a call."""
     operands, tensors, known, sizes = [], [], {}, []
-    if call.name.startswith("conv") and call.args[0].dim() < call.argument(1, "weight").dim():
+    convolution = call.name in LINES and call.name.startswith("conv")
+    if convolution and call.args[0].dim() < call.argument(1, "weight").dim():
         notation = _unbatched(notation)
     for argument in notation.arguments:
         given = call.argument(argument.position, argument.name)
@@ -102,6 +105,7 @@ def line(text: str) -> Callable[[Flow, Call], None]:
 
 
 def matmul(flow: Flow, call: Call) -> None:
+    """input[... m k] other[... k n] -> ... m n, and with vectors."""
     a, b = (call.argument(i, name).dim() for i, name in enumerate(("input", "other")))
     left = "k" if a == 1 else "... m k"
     right = "k" if b == 1 else "... k n"
@@ -111,6 +115,7 @@ def matmul(flow: Flow, call: Call) -> None:
 
 
 def einsum(flow: Flow, call: Call) -> None:
+    """The equation says it: letters that operands share meet, those that the output lacks are summed over."""
     equation, *tensors = call.args
     if len(tensors) == 1 and isinstance(tensors[0], (list, tuple)):
         tensors = list(tensors[0])
@@ -131,6 +136,7 @@ def _space(letters: str) -> str:
 
 
 def layer_norm(flow: Flow, call: Call) -> None:
+    """input[... c] normalized_shape weight[c] bias[c] -> ... c over c, and over several dimensions."""
     shape = call.argument(1, "normalized_shape")
     letters = " ".join(f"c{i}" for i in range(len(shape)))
     bias = f" bias[{letters}]" if call.name == "layer_norm" else ""
@@ -149,10 +155,55 @@ def batch_norm(flow: Flow, call: Call) -> None:
     run_line(flow, call, parse(line))
 
 
+def distances(flow: Flow, call: Call) -> None:
+    """cdist(x1 [..., p, m], x2 [..., r, m]) -> [..., p, r]: sums over m, where the points of neither side are zero."""
+    run_line(flow, call, parse("x1[... p m] x2[... r m] -> ... p r"))
+    for i, name in enumerate(("x1", "x2")):
+        flow.reduced(call.argument(i, name), [call.argument(i, name).dim() - 1])
+
+
+def tensordot(flow: Flow, call: Call) -> None:
+    """Dimensions that are contracted meet in pairs, all others pass."""
+    a, b, over_a, over_b = call.args[:4]
+    left, right = ([f"{side}{d}" for d in range(t.dim())] for side, t in (("a", a), ("b", b)))
+    for i, j in zip(over_a, over_b):
+        right[j] = left[i]
+    shared = set(left) & set(right)
+    out = " ".join(letter for letter in (*left, *right) if letter not in shared)
+    run_line(flow, call, parse(f"a[{' '.join(left)}] b[{' '.join(right)}] -> {out}"))
+
+
+def experts(flow: Flow, call: Call) -> None:
+    """grouped_mm(input [s, i], weight [e, i, o], offs) -> [s, o]: rows come expert by expert, a matrix each."""
+    tensor, weight = call.args[:2]
+    if (tensor.dim(), weight.dim()) != (2, 3) or call.argument(3, "bias") is not None:
+        return flow.unknown(call, "a product in other groups than of rows by expert")
+    flow.solid(tensor, [0], f"{call.name} reads rows expert by expert")
+    flow.solid(weight, [0], f"{call.name} looks up experts by index")
+    run_line(flow, call, parse("input[* i] weight[* i o] -> * o"))
+    for dim in (1, 2):
+        in_eights(flow, weight, dim)
+
+
+def in_eights(flow: Flow, tensor: Tensor, dim: int) -> None:
+    """A kernel wants rows of 16 bytes: widths stay multiples of 8, or of 4 where they are no more than that.
+
+    The positions 0, 8, 16, ... become one row of a table, 1, 9, 17, ... the next, and rows keep equally many.
+    """
+    size = int(tensor.shape[dim])
+    step = next((n for n in (8, 4) if size % n == 0 and size > n), 0)
+    width = flow.extent(flow.value(tensor), dim)
+    if step and isinstance(width, Extent) and width.labels.numel() == size:
+        flow.space.balance(width.labels.reshape(-1, step).T.contiguous())
+    elif isinstance(width, Extent):
+        flow.solid(tensor, [dim], "a kernel wants rows of 16 bytes")
+
+
 def add_to(product: str, output: str) -> Callable[[Flow, Call], None]:
     """addmm and its like: a product and something that broadcasts to its shape."""
 
     def rule(flow: Flow, call: Call) -> None:
+        """A product of matrices, and something that broadcasts to its shape."""
         rank = call.argument(0, "input").dim()
         lead = " ".join(output.split()[len(output.split()) - rank :])
         run_line(flow, call, parse(f"input[{lead}] {product} -> {output}"))
@@ -161,6 +212,7 @@ def add_to(product: str, output: str) -> Callable[[Flow, Call], None]:
 
 
 def embedding(flow: Flow, call: Call) -> None:
+    """weight[* e] -> ... e: rows are looked up by index."""
     weight = call.argument(0, "weight")
     if call.func.__module__ == "torch.nn.functional":
         weight = call.argument(1, "weight")
@@ -177,6 +229,7 @@ def embedding(flow: Flow, call: Call) -> None:
 
 
 def attention(flow: Flow, call: Call) -> None:
+    """query[... l d] key[... s d] value[... s v] -> ... l v: s stays, and d where the op scales by its root."""
     query = call.argument(0, "query")
     if call.argument(6, "scale") is None:
         for tensor in (query, call.argument(1, "key")):
@@ -199,5 +252,9 @@ RULES: dict[str, Callable[[Flow, Call], None]] = {
     "layer_norm": layer_norm,
     "rms_norm": layer_norm,
     "embedding": embedding,
+    "cdist": distances,
+    "tensordot": tensordot,
+    "grouped_mm": experts,
+    "transformers::grouped_mm_fallback": experts,
     "scaled_dot_product_attention": attention,
 }

@@ -24,7 +24,8 @@ long lt masked_fill maximum minimum mish mul multiply nan_to_num ne neg negative
 rad2deg real reciprocal relu relu6 remainder mod requires_grad round rrelu rsqrt rsub selu sgn sigmoid sign silu
 sin sinc sinh softplus softshrink softsign special_expit sqrt square sub subtract truediv tan tanh tanhshrink
 threshold true_divide trunc type where xlogy zero fill imag glu_jvp native_dropout special_erf
-logsigmoid hardtanh_ stop_gradient alias lift_fresh
+logsigmoid hardtanh_ stop_gradient alias lift_fresh exponential uniform normal polar conj resolve_conj resolve_neg
+conj_physical
 """.split()
 
 
@@ -58,6 +59,13 @@ def _frame(flow: Flow, value: Value, because: str, rank: int) -> Frame:
     return Frame(lead + value.shape, families, solid_because=because)
 
 
+def broadcast(flow: Flow, call: Call) -> None:
+    """broadcast_tensors: all results have the shape in which the tensors meet."""
+    families = together(flow, list(tensors_in(call.args)), call.result[0].dim())
+    for result in call.result:
+        flow.set(result, list(families))
+
+
 def converted(flow: Flow, call: Call) -> None:
     """to and type_as: another tensor only lends its type."""
     flow.set(call.result, list(flow.value(call.args[0]).families))
@@ -78,7 +86,30 @@ def ordered(flow: Flow, call: Call) -> None:
     tensor = call.args[0]
     flow.align(tensor, [int(call.argument(1, "dim", -1))])
     flow.solid(tensor, [int(call.argument(1, "dim", -1))], f"{call.name} depends on the place along the dimension")
-    flow.set(call.result, list(flow.value(tensor).families))
+    for result in tensors_in(call.result):
+        flow.set(result, list(flow.value(tensor).families))
+
+
+def similarity(flow: Flow, call: Call) -> None:
+    """cosine_similarity(x1, x2, dim): what both have along a dimension is multiplied and added up."""
+    from surgeon.labels.rules.reduction import squeezed
+
+    pair = [call.argument(0, "x1"), call.argument(1, "x2")]
+    rank = max(tensor.dim() for tensor in pair)
+    dim = int(call.argument(2, "dim", 1)) % rank
+    flow.set(call.result, squeezed(flow, together(flow, pair, rank), rank, [dim]))
+    for tensor in pair:
+        if tensor.dim() == rank:
+            flow.reduced(tensor, [dim])
+
+
+def cross(flow: Flow, call: Call) -> None:
+    """cross(a, b, dim): vectors of three along a dimension, which stay whole."""
+    if call.argument(2, "dim") is None and call.name == "cross":
+        return flow.unknown(call, "the dimension is the first of three positions")
+    for tensor in call.args[:2]:
+        flow.solid(tensor, [int(call.argument(2, "dim", -1))], f"{call.name} turns vectors of three")
+    elementwise(flow, call)
 
 
 def glu(flow: Flow, call: Call) -> None:
@@ -93,7 +124,10 @@ def glu(flow: Flow, call: Call) -> None:
 RULES: dict[str, Rule] = {
     **{name: elementwise for name in dict.fromkeys(NAMES)},
     **{name: statistic for name in ("softmax", "log_softmax", "softmin")},
-    **{name: ordered for name in ("cumsum", "cumprod", "logcumsumexp")},
+    **{name: ordered for name in ("cumsum", "cumprod", "logcumsumexp", "cummax", "cummin")},
     **{name: converted for name in ("to", "type_as")},
+    "broadcast_tensors": broadcast,
+    "cosine_similarity": similarity,
+    **{name: cross for name in ("cross", "linalg_cross")},
     "glu": glu,
 }

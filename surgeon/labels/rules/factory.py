@@ -14,6 +14,7 @@ def filled(first: int) -> Rule:
     """zeros(size), full(size, x), x.new_zeros(size): one value everywhere, so any position may go."""
 
     def rule(flow: Flow, call: Call) -> None:
+        """One value everywhere, or any: a size that follows a width makes a dimension that shrinks with it."""
         sizes: Any = call.args[first:] or (call.kwargs.get("size", ()),)
         sizes = sizes[0] if sizes and isinstance(sizes[0], (tuple, list)) else sizes
         families: list[Family] = []

@@ -8,14 +8,16 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from surgeon.labels.family import Value, extent, move
+from surgeon.labels.family import Value, extent, move, project
 from surgeon.labels.flow import Flow, Rule, is_tracked
 from surgeon.labels.meet import Frame, meet
 from surgeon.labels.rules.movement import rerun
+from surgeon.modules import tensors_in
 from surgeon.trace import Call
 
 
 def getitem(flow: Flow, call: Call) -> None:
+    """x[index]: slices move positions, and their bounds follow the cut; a dimension that is indexed stays."""
     tensor, index = call.args
     flow.set(call.result, _picked(flow, tensor, index).families)
 
@@ -90,6 +92,7 @@ def bound_at(flow: Flow, value: Value, dim: int, bound: Any, what: str) -> None:
 
 
 def narrow(flow: Flow, call: Call) -> None:
+    """A slice: its start and its length follow the cut."""
     tensor, dim, start, length = (call.argument(i, n) for i, n in enumerate(("input", "dim", "start", "length")))
     dim = int(dim) % tensor.dim()
     value = flow.value(tensor)
@@ -100,6 +103,7 @@ def narrow(flow: Flow, call: Call) -> None:
 
 
 def select(flow: Flow, call: Call) -> None:
+    """A single position is picked: its dimension stays."""
     tensor = call.args[0]
     flow.solid(tensor, [int(call.argument(1, "dim"))], "picked by a constant index")
     flow.set(call.result, move(flow.space, flow.value(tensor), rerun(call)))
@@ -112,6 +116,7 @@ def gather(flow: Flow, call: Call) -> None:
 
 
 def take_along(flow: Flow, call: Call) -> None:
+    """gather with a table of indices that broadcasts."""
     tensor, index, dim = (call.argument(i, n) for i, n in enumerate(("input", "indices", "dim")))
     if dim is None:
         return flow.unknown(call, "looking up in a flattened tensor")
@@ -131,6 +136,55 @@ def look_up(flow: Flow, call: Call, tensor: Tensor, dim: int, index: Tensor) -> 
     flow.set(call.result, meet(flow.space, [Frame(sizes, others), Frame(sizes, indexed)]))
 
 
+def index_add(flow: Flow, call: Call) -> None:
+    """index_add(input, dim, index, source): rows of the source are written to places along a dimension."""
+    tensor, source = call.args[0], call.argument(3, "source", call.kwargs.get("tensor"))
+    scattered(flow, call, tensor, int(call.argument(1, "dim")) % tensor.dim(), [source])
+
+
+def scatter(flow: Flow, call: Call) -> None:
+    """scatter(input, dim, index, src): the index table stands for the data along all other dimensions."""
+    tensor, index = call.args[0], call.argument(2, "index")
+    source = call.argument(3, "src", call.kwargs.get("value"))
+    written = [index, source] if isinstance(source, Tensor) and source.dim() else [index]
+    scattered(flow, call, tensor, int(call.argument(1, "dim")) % tensor.dim(), written)
+
+
+def scattered(flow: Flow, call: Call, tensor: Tensor, dim: int, written: Sequence[Tensor]) -> None:
+    """Write tensors to places along one dimension, which stays; along the others, all meet position by position."""
+    others = [d for d in range(tensor.dim()) if d != dim]
+    shorter = [d for d in others if any(other.shape[d] != tensor.shape[d] for other in written)]
+    frames = []
+    for each in (tensor, *written):
+        flow.solid(each, [dim, *shorter], f"{call.name} writes by index")
+        families = (project(flow.space, f, others) for f in flow.value(each).families)
+        sizes = tuple(1 if d == dim or d in shorter else s for d, s in enumerate(each.shape))
+        frames.append(Frame(sizes, [f for f in families if f is not None], solid_because=flow.origin(each)))
+    flow.set(call.result, meet(flow.space, frames))
+
+
+def embedding_bag(flow: Flow, call: Call) -> None:
+    """embedding_bag(weight [e, c], ...) -> [bags, c]: rows are looked up and added."""
+    weight = call.args[0]
+    flow.solid(weight, [0], "rows of the table are looked up by index")
+    for tensor in tensors_in([call.args[1:], call.kwargs]):
+        flow.solid(tensor, range(tensor.dim()), "a table of indices")
+    for result in call.result[1:]:
+        flow.set(result, [])
+    columns = (project(flow.space, family, [1]) for family in flow.value(weight).families)
+    flow.set(call.result[0], [family for family in columns if family is not None])
+
+
+def binned(flow: Flow, call: Call) -> None:
+    """bucketize(input, boundaries) and searchsorted(boundaries, input): position by position, in one row of bins."""
+    first, second = call.args[:2]
+    given, bins = (first, second) if call.name == "bucketize" else (second, first)
+    if not isinstance(given, Tensor) or bins.dim() != 1:
+        return flow.unknown(call, "a row of bins for each row of numbers")
+    flow.solid(bins, [0], f"{call.name} searches it as a whole")
+    flow.set(call.result, list(flow.value(given).families))
+
+
 def solid_everywhere(flow: Flow, tensors: Sequence[Tensor], reason: str) -> None:
     for tensor in tensors:
         flow.solid(tensor, range(tensor.dim()), reason)
@@ -143,4 +197,9 @@ RULES: dict[str, Rule] = {
     "select": select,
     "gather": gather,
     "take_along_dim": take_along,
+    **{name: index_add for name in ("index_add", "index_copy", "index_reduce")},
+    **{name: scatter for name in ("scatter", "scatter_add", "scatter_reduce")},
+    "embedding_bag": embedding_bag,
+    "bucketize": binned,
+    "searchsorted": binned,
 }

@@ -15,10 +15,24 @@ from surgeon.trace import Call
 
 
 def cat(flow: Flow, call: Call) -> None:
+    """Tensors keep their own positions along one dimension, and meet along all others."""
     tensors = call.argument(0, "tensors")
     tensors = [t for t in tensors if t.shape != (0,)]
     dim = int(call.argument(1, "dim", call.kwargs.get("axis", 0))) % call.result.dim()
     flow.set(call.result, side_by_side(flow, [flow.value(t) for t in tensors], dim))
+
+
+def stacked_along(dim: int) -> Rule:
+    """hstack and vstack: cat along a dimension, for tensors that have it."""
+
+    def rule(flow: Flow, call: Call) -> None:
+        """cat along a dimension, for tensors that have it."""
+        tensors = call.argument(0, "tensors")
+        if any(tensor.dim() < 2 for tensor in tensors):
+            return flow.unknown(call, "vectors become matrices")
+        flow.set(call.result, side_by_side(flow, [flow.value(t) for t in tensors], dim))
+
+    return rule
 
 
 def stack(flow: Flow, call: Call) -> None:
@@ -120,6 +134,8 @@ RULES: dict[str, Rule] = {
     "concat": cat,
     "concatenate": cat,
     "stack": stack,
+    "hstack": stacked_along(1),
+    "vstack": stacked_along(0),
     "pad": pad,
     "constant_pad_nd": pad,
 }

@@ -8,6 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from surgeon.aten import is_inplace
 from surgeon.labels.family import Value, fresh_family, make_solid, move, project
 from surgeon.labels.flow import Flow, Rule, is_tracked
 from surgeon.modules import tensors_in
@@ -39,18 +40,19 @@ def _dims(given: Any, tensor: Tensor) -> Sequence[int]:
 def rerun(call: Call) -> Callable[[Tensor], Any]:
     """Return the call as a function of its first tensor alone; an in-place call becomes its plain form."""
     plain = getattr(torch.Tensor, call.name, None)
-    inplace = getattr(call.func, "__name__", "").endswith("_") and not call.func.__name__.endswith("__")
-    function = plain if inplace and plain is not None else call.func
+    function = plain if is_inplace(call.func) and plain is not None else call.func
     if call.name == "view":  # labels need not lie in memory as the data does
         function = torch.Tensor.reshape
     return lambda labels: function(labels, *call.args[1:], **call.kwargs)
 
 
 def plain(flow: Flow, call: Call) -> None:
+    """Positions go elsewhere: the same function runs on the labels."""
     flow.set(call.result, move(flow.space, flow.value(call.args[0]), rerun(call)))
 
 
 def placed(flow: Flow, call: Call) -> None:
+    """Positions go elsewhere, and what results depends on their place: the dimensions that are moved along stay."""
     tensor = call.args[0]
     flow.solid(tensor, PLACED[call.name](call, tensor), f"{call.name} depends on the place along the dimension")
     plain(flow, call)
@@ -72,6 +74,7 @@ def reshape(flow: Flow, call: Call) -> None:
 
 
 def unflatten(flow: Flow, call: Call) -> None:
+    """One dimension becomes several: every size that is given has to equal the width that it becomes."""
     plain(flow, call)
     sizes = call.argument(2, "sizes")
     _check_sizes(flow, call, sizes, int(call.argument(1, "dim")) % call.args[0].dim())
@@ -153,6 +156,14 @@ def shuffle_channels(flow: Flow, call: Call) -> None:
         move(flow.space, apart, lambda labels: labels.transpose(1, 2)),
     )
     flow.set(call.result, move(flow.space, swapped, lambda labels: labels.flatten(1, 2)))
+
+
+def paired(flow: Flow, call: Call) -> None:
+    """view_as_complex reads the last dimension as (real, imaginary); view_as_real writes one."""
+    if call.name == "view_as_real":
+        return flow.set(call.result, move(flow.space, flow.value(call.args[0]), lambda labels: labels.unsqueeze(-1)))
+    flow.solid(call.args[0], [-1], f"{call.name} takes pairs of numbers")
+    flow.set(call.result, move(flow.space, flow.value(call.args[0]), lambda labels: labels.select(-1, 0)))
 
 
 def unbind(flow: Flow, call: Call) -> None:
@@ -250,8 +261,12 @@ RULES: dict[str, Rule] = {
     "pixel_unshuffle": unshuffle_pixels,
     "channel_shuffle": shuffle_channels,
     "repeat": repeat,
+    "view_as_complex": paired,
+    "view_as_real": paired,
     "unbind": unbind,
     "chunk": chunk,
+    "unsafe_chunk": chunk,
     "split": split,
+    "unsafe_split": split,
     "split_with_sizes": split,
 }

@@ -31,6 +31,14 @@ WINDOWS: dict[str, int] = {
     **{f"replication_pad{n}d": n for n in (1, 2, 3)},
 }
 
+# name -> the dimensions that a Fourier transform runs over if none are given
+TRANSFORMS: dict[str, tuple[int, ...] | None] = {
+    **{f"fft_{kind}fft": (-1,) for kind in ("", "i", "r", "ir", "h", "ih")},
+    **{f"fft_{kind}fft2": (-2, -1) for kind in ("", "i", "r", "ir", "h", "ih")},
+    **{f"fft_{kind}fftn": None for kind in ("", "i", "r", "ir", "h", "ih")},
+    **{f"fft_{kind}fftshift": None for kind in ("", "i")},
+}
+
 _DIM_AT = {"norm": 2, "linalg_vector_norm": 2, "kthvalue": 2, "topk": 2}
 
 
@@ -49,6 +57,7 @@ def reduced_dims(call: Call, tensor: Tensor) -> list[int]:
 
 
 def statistic(flow: Flow, call: Call) -> None:
+    """Dimensions are summed over; a reference takes the statistic over what is left."""
     tensor = call.args[0]
     value = flow.value(tensor)
     dims = reduced_dims(call, tensor)
@@ -71,13 +80,23 @@ def search(flow: Flow, call: Call) -> None:
 
 def drop(flow: Flow, call: Call, value: Value, dims: Sequence[int]) -> None:
     """Set the results of a reduction: what the families say about the other dimensions."""
-    keep = [d for d in range(len(value.shape)) if d not in dims]
-    left = [f for family in value.families if (f := project(flow.space, family, keep)) is not None]
+    left = beside(flow, value.families, len(value.shape), dims)
     for result in tensors_in(call.result):
         if result.dim() == len(value.shape):
             flow.set(result, left)
         else:
             flow.set(result, [_squeeze(f, dims) for f in left])
+
+
+def beside(flow: Flow, families: Sequence[Family], rank: int, dims: Sequence[int]) -> list[Family]:
+    """Return what families say about the other dimensions."""
+    keep = [d for d in range(rank) if d not in dims]
+    return [left for family in families if (left := project(flow.space, family, keep)) is not None]
+
+
+def squeezed(flow: Flow, families: Sequence[Family], rank: int, dims: Sequence[int]) -> list[Family]:
+    """Return what families say about the other dimensions, with these dropped."""
+    return [_squeeze(family, dims) for family in beside(flow, families, rank, dims)]
 
 
 def _squeeze(family: Family, dims: Sequence[int]) -> Family:
@@ -90,19 +109,33 @@ def _squeeze(family: Family, dims: Sequence[int]) -> Family:
 
 
 def window(flow: Flow, call: Call) -> None:
+    """Windows over trailing dimensions, which stay; channels pass."""
+    rank = call.args[0].dim()
+    whole(flow, call, range(rank - WINDOWS[call.name], rank))
+
+
+def transform(flow: Flow, call: Call) -> None:
+    """Fourier transforms read the dimensions that they run over as a whole, channels beside them pass."""
+    rank, shift = call.args[0].dim(), call.name.endswith("shift")
+    given = call.argument(1 if shift else 2, "dim", TRANSFORMS[call.name])
+    size = None if shift else call.argument(1, "s", call.kwargs.get("n"))
+    if given is None:
+        given = range(rank - len(size), rank) if size is not None else range(rank)
+    whole(flow, call, [int(d) % rank for d in ([given] if isinstance(given, int) else given)])
+
+
+def whole(flow: Flow, call: Call, dims: Sequence[int]) -> None:
+    """Dimensions that an op reads as a whole stay; what is known about the others passes."""
     tensor = call.args[0]
-    count = WINDOWS[call.name]
-    value = flow.value(tensor)
-    rank = tensor.dim()
-    flow.solid(tensor, range(rank - count, rank), f"{call.name} reads the dimension as a whole")
-    keep = range(rank - count)
-    left = [f for family in value.families if (f := project(flow.space, family, keep)) is not None]
+    flow.solid(tensor, dims, f"{call.name} reads the dimension as a whole")
+    left = beside(flow, flow.value(tensor).families, tensor.dim(), dims)
     for result in tensors_in(call.result):
-        flow.set(result, left)
+        flow.set(result, list(left))
 
 
 RULES: dict[str, Rule] = {
     **{name: statistic for name in STATISTICS},
     **{name: search for name in SEARCHES},
     **{name: window for name in WINDOWS},
+    **{name: transform for name in TRANSFORMS},
 }
