@@ -9,6 +9,8 @@ from __future__ import annotations
 import argparse
 import fnmatch
 import json
+import signal
+import sys
 import warnings
 from collections.abc import Callable, Iterator, Sequence
 from functools import partial
@@ -68,6 +70,7 @@ def kept() -> list[Row]:
 
 def main() -> None:
     options = _options()
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit("stopped"))  # so that the child at work is stopped too
     torch.set_num_threads(1)
     warnings.simplefilter("ignore")
     RESULTS.mkdir(exist_ok=True)

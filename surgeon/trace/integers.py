@@ -181,10 +181,6 @@ def _escape(method: str) -> Callable[..., Any]:
     return apply
 
 
-def _negative(self: Tracked) -> Tracked:
-    return Tracked(-int(self), Arithmetic("-", 0, self.expression))
-
-
 for _symbol, _name in (("+", "add"), ("-", "sub"), ("*", "mul"), ("//", "floordiv"), ("%", "mod")):
     setattr(Tracked, f"__{_name}__", _arithmetic(_symbol, f"__{_name}__", reflected=False))
     setattr(Tracked, f"__r{_name}__", _arithmetic(_symbol, f"__r{_name}__", reflected=True))
@@ -192,7 +188,6 @@ for _symbol, _name in (("==", "eq"), ("!=", "ne"), ("<", "lt"), ("<=", "le"), ("
     setattr(Tracked, f"__{_name}__", _comparison(_symbol, f"__{_name}__"))
 for _name in ESCAPES:
     setattr(Tracked, f"__{_name}__", _escape(f"__{_name}__"))
-Tracked.__neg__ = _negative  # type: ignore[method-assign, assignment]
 
 
 def leaves(source: Expression) -> Iterator[Attribute | Width]:

@@ -27,9 +27,15 @@ VIDEO = {
     "r2plus1d_18": (4, 32),
     "s3d": (14, 224),
     "swin3d_t": (4, 64),
-    "mvit_v1_b": (16, 224),
-    "mvit_v2_s": (16, 224),
 }
+
+# The settings by which torchvision tells its two kinds of MViT apart; the models themselves take minutes in float64.
+MVIT = {
+    "mvit_v1": {"residual_pool": False},
+    "mvit_v2": {
+        "residual_pool": True, "residual_with_cls_embed": False, "rel_pos_embed": True, "proj_after_attn": True,
+    },
+}  # fmt: skip
 
 DETECTORS = """
 fasterrcnn_mobilenet_v3_large_320_fpn fasterrcnn_resnet50_fpn fasterrcnn_resnet50_fpn_v2 fcos_resnet50_fpn
@@ -44,6 +50,7 @@ def entries() -> dict[str, Callable[[], tuple[nn.Module, Any]]]:
         **{name: partial(classifier, name) for name in CLASSIFIERS},
         **{name: partial(segmenter, name) for name in SEGMENTERS},
         **{name: partial(video, name) for name in VIDEO},
+        **{name: partial(mvit, name) for name in MVIT},
         **{name: partial(detector, name) for name in DETECTORS},
         "raft_small": lambda: (_made("raft_small"), (torch.randn(1, 3, 128, 128), torch.randn(1, 3, 128, 128))),
     }
@@ -65,6 +72,19 @@ def video(name: str) -> tuple[nn.Module, Any]:
     """Make a video classifier and a short clip."""
     frames, side = VIDEO[name]
     return _made(name, num_classes=10), torch.randn(1, 3, frames, side, side)
+
+
+def mvit(name: str) -> tuple[nn.Module, Any]:
+    """Make a small multiscale vision transformer of four blocks, two of them with a stride, and a short clip."""
+    block = tv.video.mvit.MSBlockConfig
+    blocks = [
+        block(1, 32, 32, [3, 3, 3], [3, 3, 3], [1, 1, 1], [1, 4, 4]),
+        block(2, 32, 64, [3, 3, 3], [3, 3, 3], [1, 2, 2], [1, 2, 2]),
+        block(2, 64, 64, [3, 3, 3], [3, 3, 3], [1, 1, 1], [1, 2, 2]),
+        block(4, 64, 128, [3, 3, 3], [3, 3, 3], [1, 2, 2], [1, 1, 1]),
+    ]
+    model = tv.video.MViT((64, 64), 4, blocks, num_classes=10, **MVIT[name])
+    return model.eval(), torch.randn(1, 3, 4, 64, 64)
 
 
 def detector(name: str) -> tuple[nn.Module, Any]:

@@ -24,7 +24,7 @@ def filled(first: int) -> Rule:
         flow.set(call.result, families)
         for dim, size in enumerate(sizes[: call.result.dim()]):
             flow.size(size, flow.extent(flow.value(call.result), dim), f"size {dim} of {call.name}")
-        value = call.kwargs.get("fill_value", call.args[first + 1] if call.name.endswith("full") else 0)
+        value = call.argument(first + 1, "fill_value", 0) if call.name.endswith("full") else 0
         if is_tracked(value):
             flow.size(value, int(value), f"read by {call.name}")
 
