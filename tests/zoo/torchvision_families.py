@@ -31,7 +31,9 @@ VIDEO = {
 
 # The settings by which torchvision tells its two kinds of MViT apart; the models themselves take minutes in float64.
 MVIT = {
-    "mvit_v1": {"residual_pool": False},
+    "mvit_v1": {
+        "residual_pool": False, "residual_with_cls_embed": True, "rel_pos_embed": False, "proj_after_attn": False,
+    },
     "mvit_v2": {
         "residual_pool": True, "residual_with_cls_embed": False, "rel_pos_embed": True, "proj_after_attn": True,
     },
