@@ -19,6 +19,10 @@ from surgeon.plan.plan import Masked, Plan, Selection
 
 Statistic = Callable[[Callable[..., Any], Tensor, Tensor, tuple[Any, ...], dict[str, Any]], Any]
 
+# What is removed is zero, and so may be its sum: zero by zero has to be zero, or weights of zero would not blank it.
+# Where the small model itself has no number, the two differ.
+QUOTIENTS = frozenset({"div", "divide", "true_divide", "truediv"})
+
 
 def flags(selection: Selection, shape: Sequence[int], device: torch.device) -> Tensor:
     """Return which positions of a tensor a selection keeps, with size 1 along the other dimensions."""
@@ -54,6 +58,8 @@ class Statistics:
             return func(*args, **kwargs)
         here, self.count = self.at.get(self.count, ()), self.count + 1
         result = _masked_call(name, func, args, kwargs, here) if here else func(*args, **kwargs)
+        if name in QUOTIENTS and isinstance(result, Tensor) and result.is_floating_point():
+            result.nan_to_num_(nan=0.0, posinf=float("inf"), neginf=float("-inf"))
         for tensor in tensors_in(result):
             if tensor.is_floating_point() and tensor.dtype.itemsize < self.dtype.itemsize:
                 self.dtype = tensor.dtype

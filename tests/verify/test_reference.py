@@ -44,3 +44,28 @@ def test_groups_are_cut_under_a_statistic_in_single_precision(heads: bool) -> No
     result = surgeon.prune(GroupDeviation().double(), x, ratio=0.5, scope="local", heads=heads)
     assert result.proof is not None
     assert result.model.stem.out_channels < 24
+
+
+class Shares(nn.Module):
+    """Each group of channels is divided by the sum over all its pixels, so a group that is cut is divided by zero."""
+
+    def __init__(self, groups: int = 4, width: int = 8) -> None:
+        super().__init__()
+        self.groups = groups
+        self.stem = nn.Conv2d(3, width, 1)
+        self.head = nn.Conv2d(width, 5, 1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.stem(x).unflatten(1, (self.groups, -1))
+        x = x / x.sum(dim=(2, 3, 4), keepdim=True)
+        return self.head(x.flatten(1, 2))
+
+
+def test_groups_are_cut_under_a_quotient() -> None:
+    x = torch.randn(2, 3, 4, 4, dtype=torch.float64)
+    model = Shares().double()
+    graph = surgeon.trace(model, x)
+    plan = surgeon.plan(graph, surgeon.score(graph, "l1"), ratio=0.5, scope="local", heads=True)
+    small = surgeon.operate(model, plan)
+    assert small.groups == 2
+    surgeon.verify(model, small, plan, x)
