@@ -19,8 +19,8 @@ from surgeon.plan.plan import Masked, Plan, Selection
 
 Statistic = Callable[[Callable[..., Any], Tensor, Tensor, tuple[Any, ...], dict[str, Any]], Any]
 
-# What is removed is zero, and so may be its sum: zero by zero has to be zero, or weights of zero would not blank it.
-# Where the small model itself has no number, the two differ.
+# What is removed is zero, and so may be its sum: what is divided by zero has to be zero, or weights of zero would not
+# blank it. Where the small model itself divides by zero, the two differ.
 QUOTIENTS = frozenset({"div", "divide", "true_divide", "truediv"})
 
 
@@ -59,7 +59,7 @@ class Statistics:
         here, self.count = self.at.get(self.count, ()), self.count + 1
         result = _masked_call(name, func, args, kwargs, here) if here else func(*args, **kwargs)
         if name in QUOTIENTS and isinstance(result, Tensor) and result.is_floating_point():
-            result.nan_to_num_(nan=0.0, posinf=float("inf"), neginf=float("-inf"))
+            result.masked_fill_(torch.as_tensor(use(kwargs, args, 1, "other"), device=result.device) == 0, 0.0)
         for tensor in tensors_in(result):
             if tensor.is_floating_point() and tensor.dtype.itemsize < self.dtype.itemsize:
                 self.dtype = tensor.dtype
