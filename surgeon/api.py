@@ -57,8 +57,7 @@ def trace(model: Model, example_inputs: Any, *, keep: Iterable[Any] = ()) -> Dep
     """
     model = bare(model)
     with uncollected():
-        recorded = run(model, example_inputs, keep)
-        return DependencyGraph(model, recorded.flow, recorded.constraints, recorded.calls)
+        return DependencyGraph(model, run(model, example_inputs, keep))
 
 
 def prune(
