@@ -36,9 +36,9 @@ class DependencyGraph:
     shapes : parameter and buffer name -> symbolic shape
     """
 
-    def __init__(self, model: nn.Module, recorded: Run) -> None:
+    def __init__(self, model: nn.Module, recorded: Run, method: str = "forward") -> None:
         flow, constraints = recorded.flow, recorded.constraints
-        self.model = model
+        self.model, self.method = model, method
         self.solution = solve(flow.space)
         self.counts = Counts(self.solution)
         self.flow = flow

@@ -77,6 +77,7 @@ def plan(
         "floor": floor,
         "groups": dict(groups or {}),
         "heads": heads,
+        **({} if graph.method == "forward" else {"method": graph.method}),
     }
     free = _movable(graph, heads)
     ladders, orders = [], []

@@ -170,6 +170,11 @@ class Plan:
     masked: tuple[Masked, ...] = ()
     scales: tuple[Scale, ...] = ()
 
+    @property
+    def method(self) -> str:
+        """The method of the model that was traced."""
+        return str(self.settings.get("method", "forward"))
+
     def __str__(self) -> str:
         removed = sum(g.removed for g in self.groups)
         total = sum(g.size for g in self.groups)
