@@ -14,7 +14,7 @@ from torch.export import ExportedProgram
 from surgeon.errors import BudgetError
 from surgeon.graph import DependencyGraph
 from surgeon.labels.run import run
-from surgeon.modules import Model, bare, uncollected
+from surgeon.modules import Model, bare, entering, uncollected
 from surgeon.operate import operate
 from surgeon.plan import Plan
 from surgeon.plan import plan as make_plan
@@ -36,7 +36,7 @@ class Result:
         return f"{self.plan}\n{self.proof or 'not verified'}"
 
 
-def trace(model: Model, example_inputs: Any, *, keep: Iterable[Any] = ()) -> DependencyGraph:
+def trace(model: Model, example_inputs: Any, *, keep: Iterable[Any] = (), method: str = "forward") -> DependencyGraph:
     """Run the model once and return what is coupled with what.
 
     Parameters
@@ -45,6 +45,7 @@ def trace(model: Model, example_inputs: Any, *, keep: Iterable[Any] = ()) -> Dep
     example_inputs : a tensor, a tuple of positional arguments, or a dict of keyword arguments
     keep : layers to leave as they are: names, globs, modules, or ``{"out": ..., "in": ...}`` to keep only the outputs
         or inputs of a layer
+    method : what to run instead of ``forward``, such as "encode"; layers that it does not use stay as they are
 
     Raises
     ------
@@ -56,9 +57,9 @@ def trace(model: Model, example_inputs: Any, *, keep: Iterable[Any] = ()) -> Dep
     >>> print(graph.explain("layer3.0.conv1"))
     """
     model = bare(model)
-    with uncollected():
+    with uncollected(), entering(method, model):
         recorded = run(model, example_inputs, keep)
-        return DependencyGraph(model, recorded.flow, recorded.constraints, recorded.calls)
+        return DependencyGraph(model, recorded, method)
 
 
 def prune(
@@ -68,6 +69,7 @@ def prune(
     criterion: Any = "l1",
     keep: Iterable[Any] = (),
     check: bool = True,
+    method: str = "forward",
     **budget: Any,
 ) -> Result:
     """Cut a model to a budget, prove the cut right, and report; the original is untouched.
@@ -79,6 +81,7 @@ def prune(
     criterion : a name such as "l1", or a callable ``(graph, group) -> Tensor[units]``
     keep : layers to leave as they are
     check : prove the result against the masked original
+    method : what to run instead of ``forward``
     budget : ``flops``, ``params`` (what may remain), ``ratio`` (what goes), ``scope``, ``round_to``, ``floor``,
         ``groups``: see ``plan``
 
@@ -93,11 +96,11 @@ def prune(
     """
     model = bare(model)
     _check_names(budget)
-    graph = trace(model, example_inputs, keep=keep)
+    graph = trace(model, example_inputs, keep=keep, method=method)
     graph.require_free()
     plan = make_plan(graph, score(graph, criterion), **budget)
     small = operate(model, plan)
-    counts = (count_flops(model, example_inputs), count_flops(small, example_inputs))
+    counts = (count_flops(model, example_inputs, method=method), count_flops(small, example_inputs, method=method))
     proof = verify(model, small, plan, example_inputs, counts=counts) if check else None
     return Result(small, plan, proof, compare(model, small, example_inputs, counts=counts))
 

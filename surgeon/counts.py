@@ -35,6 +35,12 @@ class Counted:
         return str(self.size)
 
 
+def counted(dim: int | Counted) -> Counted:
+    """Return a dimension that is known to be able to shrink."""
+    assert isinstance(dim, Counted)
+    return dim
+
+
 class Counts:
     """Register of counted widths: each is a multiset of label classes."""
 

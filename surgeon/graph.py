@@ -15,11 +15,12 @@ import torch
 from scipy import sparse
 from torch import Tensor, nn
 
-from surgeon.counts import Counted, Counts, Node, incidence
+from surgeon.counts import Counted, Counts, Node, counted, incidence
 from surgeon.errors import NothingPrunable, UnknownLayer
 from surgeon.groups import Group, Place, first_steps, locate, named, pin
-from surgeon.labels.flow import Flow, Op, needed
-from surgeon.labels.sizes import Constraint, Index, Settlement, settle
+from surgeon.labels.flow import Op, needed
+from surgeon.labels.run import Run
+from surgeon.labels.sizes import Index, Settlement, settle
 from surgeon.labels.space import Reason
 from surgeon.labels.units import Block, arrange, members_of, signatures, solve
 from surgeon.trace import Attribute, Width
@@ -36,12 +37,13 @@ class DependencyGraph:
     shapes : parameter and buffer name -> symbolic shape
     """
 
-    def __init__(self, model: nn.Module, flow: Flow, constraints: Sequence[Constraint], ended: int) -> None:
-        self.model = model
+    def __init__(self, model: nn.Module, recorded: Run, method: str = "forward") -> None:
+        flow, constraints = recorded.flow, recorded.constraints
+        self.model, self.method = model, method
         self.solution = solve(flow.space)
         self.counts = Counts(self.solution)
         self.flow = flow
-        self.total_ops = ended
+        self.total_ops = recorded.calls
         self.modules = dict(model.named_modules())
         attributes = {a for c in constraints for a in c.attributes}
         self.old = {a: v for a in attributes if (v := _current(self.modules, a)) is not None}
@@ -60,9 +62,8 @@ class DependencyGraph:
         self._ids: dict[int, Counted] = {}
         for constraint in constraints:
             for width in constraint.widths():
-                lowered = self.counts.dim(width.source)
-                assert isinstance(lowered, Counted)
-                self._ids[id(width)] = lowered
+                self._ids[id(width)] = counted(self.counts.dim(width.source))
+        self.rescalings = [(r, counted(self.counts.dim(r.width))) for r in recorded.rescalings]
         self.constraints = Index(constraints, self._count_ids)
         self.incidence = self.counts.matrix()
         self.initial = np.asarray(self.incidence.sum(axis=1)).ravel()

@@ -4,15 +4,16 @@ from __future__ import annotations
 
 import gc
 import os
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
+from difflib import get_close_matches
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.export import ExportedProgram
 
-from surgeon.errors import UnsupportedModel
+from surgeon.errors import TraceError, UnsupportedModel
 from surgeon.exported import Program, load
 
 # What the verbs take: a module, an exported program, or the path of a saved one.
@@ -115,6 +116,39 @@ def _restore(registry: Any, entries: Any) -> None:
     if registry.keys() != entries.keys() or any(registry[k] is not v for k, v in entries.items()):
         registry.clear()
         registry.update(entries)
+
+
+@contextmanager
+def entering(method: str, *models: nn.Module) -> Iterator[None]:
+    """Make calls of the models run another method than ``forward``; inside that method, ``forward`` is itself again."""
+    if method == "forward":
+        yield
+        return
+    entries = [(model, _entry(model, method)) for model in models]
+    for model, entry in entries:
+        vars(model)["forward"] = entry
+    try:
+        yield
+    finally:
+        for model, _ in entries:
+            vars(model).pop("forward", None)
+
+
+def _entry(model: nn.Module, method: str) -> Callable[..., Any]:
+    bound = getattr(model, method, None)
+    if not callable(bound):
+        known = [name for name in dir(type(model)) if not name.startswith("_") and not hasattr(nn.Module, name)]
+        near = get_close_matches(method, known, n=3) or known[:5]
+        raise TraceError(f"{type(model).__name__} has no method {method!r}; it has {', '.join(near) or 'none'}")
+
+    def entry(*args: Any, **kwargs: Any) -> Any:
+        del vars(model)["forward"]
+        try:
+            return bound(*args, **kwargs)
+        finally:
+            vars(model)["forward"] = entry
+
+    return entry
 
 
 @contextmanager

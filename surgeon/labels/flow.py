@@ -55,6 +55,21 @@ class Reduction:
     shape: Shape
 
 
+@dataclass(frozen=True, eq=False)
+class Root:
+    """An op divides by the square root of the width of one of its tensors.
+
+    ``at`` counts ops, ``call`` calls; ``maker`` is the op that made the tensor, ``position`` its place among the op's.
+    """
+
+    at: int
+    call: int
+    position: int
+    query: Shape
+    maker: int | None
+    reason: str
+
+
 @dataclass(eq=False)
 class Op:
     """One call as the later stages see it: shapes and labels, no tensors."""
@@ -119,6 +134,7 @@ class Flow:
         self.leaves: dict[str, Value] = {}
         self.ops: list[Op] = []
         self.sizes_used: list[SizeUse] = []
+        self.roots: list[Root] = []
         self.role: dict[tuple[str, int], set[str]] = {}
         self.unknown_ops: dict[int, str] = {}
         self.pending: list[Reduction] = []
@@ -268,6 +284,13 @@ class Flow:
         if families:
             position = next(i for i, t in enumerate(self.current) if t is tensor)
             self.pending.append(Reduction(position, (value.shape, families)))
+
+    def rooted(self, tensor: Tensor, reason: str) -> None:
+        """Note that the current call divides by the root of the last dimension of one of its tensors."""
+        value = self.value(tensor)
+        position = next(i for i, t in enumerate(self.current) if t is tensor)
+        shape = (value.shape, tuple(value.families))
+        self.roots.append(Root(len(self.ops), self.space.at, position, shape, value.maker, reason))
 
     def roles(self, notation: Notation, operands: Sequence[Operand], rank: int) -> None:
         """Remember which dimensions of parameters face outwards and which face inwards."""

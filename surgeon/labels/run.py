@@ -15,6 +15,7 @@ from surgeon.labels.family import Extent, extent
 from surgeon.labels.flow import Flow, Op
 from surgeon.labels.rules import RULES
 from surgeon.labels.rules.custom import TAUGHT
+from surgeon.labels.scale import Rescaling, rescalings
 from surgeon.labels.sizes import Constraint
 from surgeon.labels.space import Space
 from surgeon.modules import as_arguments
@@ -46,6 +47,7 @@ class Run:
     flow: Flow
     constraints: list[Constraint]
     calls: int
+    rescalings: list[Rescaling]
 
 
 def run(model: nn.Module, example_inputs: Any, keep: Iterable[Any] = ()) -> Run:
@@ -65,12 +67,13 @@ def run(model: nn.Module, example_inputs: Any, keep: Iterable[Any] = ()) -> Run:
     flow.take(output)
     main, outputs = len(flow.ops), set(flow.outputs)
     entries = _auxiliary(model, example_inputs, flow, calls, entries)
+    rescaled = rescalings(flow, main)
     _keep(model, flow, keep)
     constraints = _constraints(flow, entries) + _declared(model, flow.ops)
     tie_widths(flow.space, constraints)
     del flow.ops[main:]
     flow.outputs = outputs
-    return Run(flow, constraints, calls)
+    return Run(flow, constraints, calls, rescaled)
 
 
 def tie_widths(space: Space, constraints: Sequence[Constraint]) -> None:

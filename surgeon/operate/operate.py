@@ -14,7 +14,7 @@ from surgeon.errors import PlanMismatch, SurgeonError, UnsupportedModel
 from surgeon.exported import Program, rebuild
 from surgeon.modules import Model, bare
 from surgeon.operate.select import select
-from surgeon.plan.plan import Edit, Plan
+from surgeon.plan.plan import Edit, Plan, Scale
 
 
 @overload
@@ -105,13 +105,27 @@ def _apply(module: nn.Module, edit: Edit) -> None:
 def _cut(tensor: Tensor, plan: Plan, name: str) -> Tensor:
     cut = plan.cuts[name]
     kept = select(tensor, cut)
+    scales = [scale for scale in plan.scales if scale.parameter == name]
+    factors = [select(_factors(scale, tensor), cut) for scale in scales]
+    for factor in factors:
+        kept *= factor
     if isinstance(tensor, nn.Parameter):
         kept = type(tensor)(kept, requires_grad=tensor.requires_grad)
         if tensor.grad is not None:
             kept.grad = select(tensor.grad, cut)
+            for factor in factors:
+                kept.grad /= factor  # the loss depends on factor * weight as it did on the weight
     for key, value in vars(tensor).items():
         setattr(kept, key, value)
     return kept
+
+
+def _factors(scale: Scale, tensor: Tensor) -> Tensor:
+    """Return what each position is multiplied by, of the tensor's shape without its memory."""
+    factors = torch.ones(scale.of, dtype=tensor.dtype, device=tensor.device)
+    factors[torch.from_numpy(scale.positions)] = scale.factor
+    shape = [-1 if dim == scale.dim else 1 for dim in range(tensor.dim())]
+    return factors.view(shape).expand(tensor.shape)
 
 
 def _replace(model: nn.Module, new: dict[int, Tensor]) -> None:

@@ -20,7 +20,7 @@ from surgeon.plan.allocate import (
     parse_amount,
     under_budgets,
 )
-from surgeon.plan.plan import Cut, Edit, GroupCut, LayerCost, Masked, Plan, Selection
+from surgeon.plan.plan import Cut, Edit, GroupCut, LayerCost, Masked, Plan, Scale, Selection
 
 if TYPE_CHECKING:
     from surgeon.counts import Counted
@@ -77,6 +77,7 @@ def plan(
         "floor": floor,
         "groups": dict(groups or {}),
         "heads": heads,
+        **({} if graph.method == "forward" else {"method": graph.method}),
     }
     free = _movable(graph, heads)
     ladders, orders = [], []
@@ -250,6 +251,7 @@ def describe(
         },
         settings=dict(settings),
         masked=_masked(graph, alive),
+        scales=_scales(graph, counts),
     )
 
 
@@ -285,6 +287,15 @@ def _layer_costs(graph: DependencyGraph, counts: np.ndarray) -> dict[str, LayerC
             for i, value in zip(cost.owner, cost.terms(which)):
                 layers.setdefault(owner(i), [0.0] * 4)[at + k] += float(value)
     return {name: LayerCost((a, b), (c, d)) for name, (a, b, c, d) in layers.items()}
+
+
+def _scales(graph: DependencyGraph, counts: np.ndarray) -> tuple[Scale, ...]:
+    found = []
+    for rescaling, width in graph.rescalings:
+        factor = ((width.of(counts) or 0) / width.size) ** rescaling.power
+        for name, dim, positions in rescaling.places if factor != 1 else ():
+            found.append(Scale(name, dim, _size(graph.shapes[name][dim]), positions, factor))
+    return tuple(found)
 
 
 def _masked(graph: DependencyGraph, alive: np.ndarray) -> tuple[Masked, ...]:

@@ -102,6 +102,39 @@ class Masked:
     selection: Selection
 
 
+@dataclass(frozen=True, eq=False)
+class Scale:
+    """Positions of a parameter along one dimension that are multiplied by a factor before the cut."""
+
+    parameter: str
+    dim: int
+    of: int
+    positions: np.ndarray
+    factor: float
+
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, Scale) and self.to_json() == other.to_json()
+
+    __hash__ = None  # type: ignore[assignment]
+
+    def __str__(self) -> str:
+        return f"{self.parameter} dim {self.dim}: {len(self.positions)} of {self.of} positions times {self.factor:.6g}"
+
+    def to_json(self) -> dict[str, Any]:
+        return {
+            "parameter": self.parameter,
+            "dim": self.dim,
+            "of": self.of,
+            "positions": encode(self.positions),
+            "factor": self.factor,
+        }
+
+    @staticmethod
+    def from_json(data: Mapping[str, Any]) -> Scale:
+        of = int(data["of"])
+        return Scale(data["parameter"], int(data["dim"]), of, decode(data["positions"], of), float(data["factor"]))
+
+
 @dataclass(frozen=True)
 class LayerCost:
     """Multiply-adds and parameters of a layer before and after."""
@@ -123,6 +156,7 @@ class Plan:
     totals       "flops" and "params" -> predicted (before, after)
     settings     the budget and options it was made with
     masked       statistics over cut positions, for the proof
+    scales       factors that make up for a root of a width, in attention
     """
 
     cuts: Mapping[str, Cut]
@@ -134,6 +168,12 @@ class Plan:
     totals: Mapping[str, tuple[float, float]]
     settings: Mapping[str, Any] = field(default_factory=dict)
     masked: tuple[Masked, ...] = ()
+    scales: tuple[Scale, ...] = ()
+
+    @property
+    def method(self) -> str:
+        """The method of the model that was traced."""
+        return str(self.settings.get("method", "forward"))
 
     def __str__(self) -> str:
         removed = sum(g.removed for g in self.groups)
@@ -163,6 +203,7 @@ class Plan:
             "masked": [
                 {"call": m.call, "op": m.op, "position": m.position, **m.selection.to_json()} for m in self.masked
             ],
+            "scales": [scale.to_json() for scale in self.scales],
             "fingerprint": {name: list(shape) for name, shape in self.fingerprint.items()},
         }
         return json.dumps(data, indent=1, sort_keys=True)
@@ -195,6 +236,9 @@ def _read(data: Mapping[str, Any]) -> Plan:
     cuts = {name: Cut.from_json(cut) for name, cut in data["cuts"].items()}
     for name, cut in cuts.items():
         _check_cut(name, cut)
+    scales = tuple(Scale.from_json(scale) for scale in data["scales"])
+    for scale in scales:
+        _check_scale(scale, cuts)
     return Plan(
         cuts=cuts,
         fingerprint={name: tuple(shape) for name, shape in data["fingerprint"].items()},
@@ -205,7 +249,14 @@ def _read(data: Mapping[str, Any]) -> Plan:
         totals={k: tuple(v) for k, v in data["totals"].items()},
         settings=data["settings"],
         masked=tuple(Masked(m["call"], m["op"], m["position"], Selection.from_json(m)) for m in data["masked"]),
+        scales=scales,
     )
+
+
+def _check_scale(scale: Scale, cuts: Mapping[str, Cut]) -> None:
+    shape = cuts[scale.parameter].shape if scale.parameter in cuts else ()
+    if not 0 <= scale.dim < len(shape) or shape[scale.dim] != scale.of or not 0 < scale.factor < math.inf:
+        raise PlanMismatch(f"{scale.parameter}: no factor {scale.factor} along dim {scale.dim} of {list(shape)}")
 
 
 def _check_cut(name: str, cut: Cut) -> None:

@@ -131,7 +131,14 @@ class Report:
         return table
 
 
-def compare(model: Model, small: Model, example_inputs: Any, *, counts: tuple[Count, Count] | None = None) -> Report:
+def compare(
+    model: Model,
+    small: Model,
+    example_inputs: Any,
+    *,
+    counts: tuple[Count, Count] | None = None,
+    method: str = "forward",
+) -> Report:
     """Count both models and put them side by side.
 
     Examples
@@ -139,7 +146,7 @@ def compare(model: Model, small: Model, example_inputs: Any, *, counts: tuple[Co
     >>> print(surgeon.compare(model, small, x))
     """
     model, small = bare(model), bare(small)
-    before, after = counts or (count_flops(model, example_inputs), count_flops(small, example_inputs))
+    before, after = counts or tuple(count_flops(m, example_inputs, method=method) for m in (model, small))
     rows = []
     layers = dict(small.named_modules())
     for name, module in model.named_modules():

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from surgeon.dispatch import intercept, unfused
 from surgeon.exported import Program
-from surgeon.modules import Model, as_arguments, bare, evaluating, tensors_in
+from surgeon.modules import Model, as_arguments, bare, entering, evaluating, tensors_in
 
 
 @dataclass(frozen=True)
@@ -47,7 +47,7 @@ def _as_is(func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
     return func(*args, **kwargs)
 
 
-def count_flops(model: Model, example_inputs: Any) -> Count:
+def count_flops(model: Model, example_inputs: Any, *, method: str = "forward") -> Count:
     """Count a forward pass with fvcore, in eval mode; where it can't trace the model, say why."""
     model = bare(model)
     args, kwargs = as_arguments(example_inputs)
@@ -63,7 +63,7 @@ def count_flops(model: Model, example_inputs: Any) -> Count:
     level = log.level
     log.setLevel(logging.ERROR)
     try:
-        with warnings.catch_warnings(), torch.no_grad(), evaluating(model), spelled:
+        with warnings.catch_warnings(), torch.no_grad(), evaluating(model), entering(method, model), spelled:
             warnings.simplefilter("ignore")
             modules = {
                 name.removeprefix("model").lstrip("."): float(n) for name, n in analysis.by_module().items() if name

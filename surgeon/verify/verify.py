@@ -12,7 +12,7 @@ from torch.func import functional_call
 
 from surgeon.dispatch import ASIDES, SIZE_QUERIES, intercept, op_name, unfused
 from surgeon.errors import VerificationError
-from surgeon.modules import Model, as_arguments, bare, evaluating, tensors_in, untouched
+from surgeon.modules import Model, as_arguments, bare, entering, evaluating, tensors_in, untouched
 from surgeon.plan.plan import Plan
 from surgeon.verify.count import Count, count_flops
 from surgeon.verify.reference import Statistics, masked_state
@@ -69,14 +69,15 @@ def verify(
     model, small = bare(model), bare(small)
     _check_weights(model, small, plan)
     state, own = _state(model), _state(small)
-    difference, dtype, note = _difference(model, small, plan, example_inputs, state, own)
-    why = _silent(model, plan, example_inputs, state)
-    if why:
-        # Any cut would pass where nothing that is cut can be heard: prove it on other weights of the same shapes too.
-        state = _jittered(state)
-        other, dtype, note = _difference(model, small, plan, example_inputs, state, _cut_state(state, own, plan))
-        difference, note = max(difference, other), note + f"proved on perturbed weights too, since {why}"
-    before, after = counts or (count_flops(model, example_inputs), count_flops(small, example_inputs))
+    with entering(plan.method, model, small):
+        difference, dtype, note = _difference(model, small, plan, example_inputs, state, own)
+        why = _silent(model, plan, example_inputs, state)
+        if why:
+            # Any cut would pass where nothing that is cut can be heard: prove it on other weights too.
+            state = _jittered(state)
+            other, dtype, note = _difference(model, small, plan, example_inputs, state, _cut_state(state, own, plan))
+            difference, note = max(difference, other), note + f"proved on perturbed weights too, since {why}"
+    before, after = counts or tuple(count_flops(m, example_inputs, method=plan.method) for m in (model, small))
     predicted = plan.totals["flops"]
     params = sum(p.numel() for p in small.parameters())
     if params != round(plan.totals["params"][1]):

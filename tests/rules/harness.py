@@ -176,7 +176,7 @@ def recorded(model: Square, inputs: tuple[Tensor, ...]) -> Trial:
     """Record an op as a model is recorded, but leave its results free to shrink."""
     with mock.patch.object(labels_run, "Flow", Untaken):
         run = labels_run.run(model, inputs)
-    graph = DependencyGraph(model, run.flow, run.constraints, run.calls)
+    graph = DependencyGraph(model, run)
     return Trial(model, inputs, run.flow, graph, list(tensors_in(run.flow.given_out[0])))
 
 

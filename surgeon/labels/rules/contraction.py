@@ -229,11 +229,9 @@ def embedding(flow: Flow, call: Call) -> None:
 
 
 def attention(flow: Flow, call: Call) -> None:
-    """query[... l d] key[... s d] value[... s v] -> ... l v: s stays, and d where the op scales by its root."""
-    query = call.argument(0, "query")
+    """query[... l d] key[... s d] value[... s v] -> ... l v: s stays, and d where its root can't be made up for."""
     if call.argument(6, "scale") is None:
-        for tensor in (query, call.argument(1, "key")):
-            flow.solid(tensor, [-1], f"{call.name} divides by the square root of this width")
+        flow.rooted(call.argument(0, "query"), f"{call.name} divides by the square root of this width")
     for tensor in (call.argument(1, "key"), call.argument(2, "value")):
         flow.solid(tensor, [-2], f"{call.name} normalises over these positions")
     heads = ("(h r)", "h", "h") if call.kwargs.get("enable_gqa") else ("", "", "")
