@@ -20,7 +20,7 @@ from surgeon.errors import NothingPrunable, UnknownLayer
 from surgeon.groups import Group, Place, first_steps, locate, named, pin
 from surgeon.labels.flow import Op, needed
 from surgeon.labels.run import Run
-from surgeon.labels.sizes import Index, Settlement, settle
+from surgeon.labels.sizes import Constraint, Index, Settlement, settle
 from surgeon.labels.space import Reason
 from surgeon.labels.units import Block, arrange, members_of, signatures, solve
 from surgeon.trace import Attribute, Width
