@@ -23,6 +23,7 @@ from surgeon.labels.run import Run
 from surgeon.labels.sizes import Constraint, Index, Settlement, settle
 from surgeon.labels.space import Reason
 from surgeon.labels.units import Block, arrange, members_of, signatures, solve
+from surgeon.modules import holder
 from surgeon.trace import Attribute, Width
 
 
@@ -302,7 +303,8 @@ def _rows(matrix: sparse.csr_matrix) -> list[tuple[np.ndarray, np.ndarray]]:
 
 def _current(modules: Mapping[str, nn.Module], attribute: Attribute) -> int | None:
     try:
-        value = getattr(modules[attribute.owner], attribute.name)
+        held, name = holder(modules[attribute.owner], attribute.name)
+        value = held[name]
         return int(value if attribute.item is None else value[attribute.item])
     except (AttributeError, KeyError, TypeError, IndexError, ValueError):
         return None

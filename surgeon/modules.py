@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import gc
+import logging
 import os
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from difflib import get_close_matches
+from enum import Enum
+from functools import lru_cache
 from typing import Any
 
 import torch
@@ -66,6 +69,30 @@ def as_arguments(example_inputs: Any) -> tuple[tuple[Any, ...], dict[str, Any]]:
     return (example_inputs,), {}
 
 
+@lru_cache(maxsize=1024)
+def _is_record(kind: type) -> bool:
+    """Whether instances hold plain attributes, as configurations do."""
+    other = (Tensor, nn.Module, type, Enum, Mapping, list, tuple, set, logging.Logger)
+    names = dir(kind)
+    return "__dict__" in names and "__call__" not in names and not issubclass(kind, other)
+
+
+def records(module: nn.Module) -> Iterator[tuple[str, dict[str, Any]]]:
+    """Yield name and attributes of the configurations and other plain objects that a module holds."""
+    for name, value in vars(module).items():
+        if not isinstance(value, dict) and _is_record(type(value)):  # type: ignore[arg-type]  # a class has a hash
+            yield name, vars(value)
+
+
+def holder(module: nn.Module, name: str) -> tuple[dict[str, Any], str]:
+    """Return the dictionary that holds an attribute, and its key there: ``heads``, or ``config.heads``."""
+    owner: Any = module
+    *path, leaf = name.split(".")
+    for part in path:
+        owner = getattr(owner, part)
+    return vars(owner), leaf
+
+
 _NOTHING: Mapping[str, Any] = {}
 
 
@@ -80,6 +107,8 @@ def untouched(model: nn.Module) -> Iterator[None]:
         )
         for module in model.modules()
     ]
+    plain = {id(attributes): attributes for module in model.modules() for _, attributes in records(module)}
+    saved += [(attributes, dict(attributes), []) for attributes in plain.values()]
     buffers = [(buffer, buffer._version, buffer.clone()) for buffer in model.buffers() if not buffer.is_inference()]
     devices = sorted({p.device.index or 0 for p in model.parameters() if p.device.type == "cuda"})
     try:

@@ -12,9 +12,9 @@ from torch.export import ExportedProgram
 
 from surgeon.errors import PlanMismatch, SurgeonError, UnsupportedModel
 from surgeon.exported import Program, rebuild
-from surgeon.modules import Model, bare
-from surgeon.operate.select import select
-from surgeon.plan.plan import Edit, Plan, Scale
+from surgeon.modules import Model, bare, holder
+from surgeon.operate.select import select, spread
+from surgeon.plan.plan import Edit, Plan
 
 
 @overload
@@ -86,27 +86,29 @@ def _check(model: nn.Module, tensors: dict[str, Tensor], plan: Plan) -> None:
 
 def _read(module: nn.Module | None, edit: Edit) -> Any:
     try:
-        value = getattr(module, edit.name)
-        return value if edit.index is None else value[edit.index]
-    except (AttributeError, IndexError, TypeError):
+        held, name = holder(module, edit.name) if module is not None else ({}, edit.name)
+        return held[name] if edit.index is None else held[name][edit.index]
+    except (AttributeError, KeyError, IndexError, TypeError):
         return None
 
 
 def _apply(module: nn.Module, edit: Edit) -> None:
-    if edit.index is None:
-        setattr(module, edit.name, edit.new)
-        return
-    value = getattr(module, edit.name)
-    items = list(value)
-    items[edit.index] = edit.new
-    setattr(module, edit.name, type(value)(items))
+    held, name = holder(module, edit.name)
+    value = edit.new
+    if edit.index is not None:
+        items = list(held[name])
+        items[edit.index] = edit.new
+        value = type(held[name])(items)
+    if held is vars(module):
+        setattr(module, name, value)
+    else:
+        held[name] = value
 
 
 def _cut(tensor: Tensor, plan: Plan, name: str) -> Tensor:
     cut = plan.cuts[name]
     kept = select(tensor, cut)
-    scales = [scale for scale in plan.scales if scale.parameter == name]
-    factors = [select(_factors(scale, tensor), cut) for scale in scales]
+    factors = [select(spread(scale, tensor), cut) for scale in plan.scales if scale.parameter == name]
     for factor in factors:
         kept *= factor
     if isinstance(tensor, nn.Parameter):
@@ -118,14 +120,6 @@ def _cut(tensor: Tensor, plan: Plan, name: str) -> Tensor:
     for key, value in vars(tensor).items():
         setattr(kept, key, value)
     return kept
-
-
-def _factors(scale: Scale, tensor: Tensor) -> Tensor:
-    """Return what each position is multiplied by, of the tensor's shape without its memory."""
-    factors = torch.ones(scale.of, dtype=tensor.dtype, device=tensor.device)
-    factors[torch.from_numpy(scale.positions)] = scale.factor
-    shape = [-1 if dim == scale.dim else 1 for dim in range(tensor.dim())]
-    return factors.view(shape).expand(tensor.shape)
 
 
 def _replace(model: nn.Module, new: dict[int, Tensor]) -> None:

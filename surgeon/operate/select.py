@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from surgeon.plan.plan import Cut
+from surgeon.plan.plan import Cut, Scale
 
 
 def select(tensor: Tensor, cut: Cut) -> Tensor:
@@ -23,6 +23,14 @@ def select(tensor: Tensor, cut: Cut) -> Tensor:
         kept = tensor.detach()[mask(tensor, cut)].reshape(cut.new_shape)
     layout = _layout(tensor)
     return kept.contiguous(memory_format=layout)
+
+
+def spread(scale: Scale, tensor: Tensor) -> Tensor:
+    """Return what each position of a tensor is multiplied by, of the tensor's shape without its memory."""
+    factors = torch.ones(scale.of, dtype=tensor.dtype, device=tensor.device)
+    factors[torch.from_numpy(scale.positions)] = scale.factor
+    shape = [-1 if dim == scale.dim else 1 for dim in range(tensor.dim())]
+    return factors.view(shape).expand(tensor.shape)
 
 
 def mask(tensor: Tensor, cut: Cut) -> Tensor:

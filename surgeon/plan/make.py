@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import fnmatch
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from math import ceil, gcd
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
+from scipy import sparse
 
-from surgeon.errors import BudgetError, NothingPrunable, ScoreError, SurgeonError, UnknownLayer
+from surgeon.errors import BudgetError, InfeasibleBudget, NothingPrunable, ScoreError, SurgeonError, UnknownLayer
 from surgeon.plan import cost as costs
 from surgeon.plan.allocate import (
     Budget,
@@ -89,14 +91,13 @@ def plan(
         choose = by_ratio_locally if scope == "local" else by_ratio_globally
         chosen = choose(ladders, [g.size for g in free], ratio)
     else:
-        overlaps = _overlaps(graph, free) if heads == "both" else []
-        chosen = under_budgets(graph.initial, ladders, _budgets(graph, flops, params), overlaps)
+        chosen = _under_budgets(graph, free, ladders, orders, _budgets(graph, flops, params))
     removed = [int(ladder.rungs[rung]) for ladder, rung in zip(ladders, chosen)]
     if ratio and not any(removed):
         raise NothingPrunable(
             f"ratio={ratio} removes nothing: floor={floor}, round_to={round_to} and the limits leave all groups as is"
         )
-    units = np.concatenate([order[:steps].ravel() for order, steps in zip(orders, removed)])
+    units = _taken(orders, removed)
     return describe(graph, units, dict(zip((g.name for g in free), removed)), settings)
 
 
@@ -148,16 +149,49 @@ def _movable(graph: DependencyGraph, heads: bool | str) -> list[Group]:
     return [g for g in graph.free if g.name not in skipped]
 
 
+def _taken(orders: Sequence[np.ndarray], removed: Sequence[int]) -> np.ndarray:
+    return np.concatenate([order[:steps].ravel() for order, steps in zip(orders, removed)])
+
+
+def _under_budgets(
+    graph: DependencyGraph,
+    groups: Sequence[Group],
+    ladders: Sequence[Ladder],
+    orders: Sequence[np.ndarray],
+    budgets: Sequence[Budget],
+) -> list[int]:
+    """Choose rungs, and hold them against what really goes.
+
+    Ladders know what a step takes alone or beside one other group; where three groups share a table, less goes than
+    they say, and the bound is drawn tighter until it is kept.
+    """
+    overlaps, limits = _overlaps(graph, groups), [budget.limit for budget in budgets]
+    for _ in range(20):
+        chosen = under_budgets(graph.initial, ladders, budgets, overlaps)
+        removed = [int(ladder.rungs[rung]) for ladder, rung in zip(ladders, chosen)]
+        alive = ~graph.dead_classes(_taken(orders, removed))
+        counts = np.asarray(graph.incidence @ alive.astype(np.int64))
+        left = [budget.cost.total(counts) for budget in budgets]
+        if all(have <= limit for have, limit in zip(left, limits)):
+            return chosen
+        budgets = [
+            replace(budget, limit=budget.limit * min(1.0, limit / have))
+            for budget, limit, have in zip(budgets, limits, left)
+        ]
+    raise InfeasibleBudget(
+        f"no widths found that keep {budgets[0].name}={budgets[0].asked}; ask for a little more or less"
+    )
+
+
 def _overlaps(graph: DependencyGraph, groups: Sequence[Group]) -> list[Overlap]:
-    """Return which groups are rows and columns of one table, and what a step of each has in common."""
-    outer, inner = graph.nesting()
-    dead = {i: graph.dead_classes(g.first_step) for i, g in enumerate(groups) if g.name in outer | inner}
+    """Return which groups take the same things along, as rows and columns of one table do, and what a step of each has
+    in common."""
+    dead = sparse.csr_matrix(np.array([graph.dead_classes(g.first_step) for g in groups], dtype=np.int64))
+    common = sparse.triu(dead @ dead.T, k=1).tocoo()
     found = []
-    for rows in (i for i in dead if groups[i].name in outer):
-        for columns in (i for i in dead if groups[i].name in inner):
-            shared = np.asarray(graph.incidence @ (dead[rows] & dead[columns]).astype(np.int64))
-            if shared.any():
-                found.append(Overlap(rows, columns, shared.astype(float)))
+    for rows, columns in zip(common.row.tolist(), common.col.tolist()):
+        shared = graph.incidence @ dead[rows].multiply(dead[columns]).toarray().ravel()
+        found.append(Overlap(rows, columns, np.asarray(shared, dtype=float)))
     return found
 
 

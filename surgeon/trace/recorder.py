@@ -17,7 +17,7 @@ from torch.nn.modules import module as torch_module
 
 from surgeon.dispatch import ASIDES, SIZE_QUERIES, Applied, intercept, op_name
 from surgeon.errors import SurgeonError, TraceError
-from surgeon.modules import as_arguments, tensors_in, untouched
+from surgeon.modules import as_arguments, records, tensors_in, untouched
 from surgeon.trace.integers import Attribute, Ledger, Tracked, ledger
 
 _TORCH = os.path.dirname(torch.__file__) + os.sep
@@ -72,11 +72,19 @@ def source_line(location: tuple[str, int]) -> str:
 
 
 def track_attributes(model: nn.Module) -> None:
-    """Replace the integers held by modules with tracked ones; ``untouched`` puts the originals back."""
+    """Replace the integers held by modules, and by the plain objects that they hold, with tracked ones.
+
+    ``untouched`` puts the originals back. An object that several modules hold goes by its first name.
+    """
+    seen: set[int] = set()
     for path, module in model.named_modules():
         attributes = vars(module)
         for name in attributes.keys() - _INTERNAL:
             attributes[name] = _track(attributes[name], path, name)
+        for name, held in records(module):
+            if id(held) not in seen:
+                seen.add(id(held))
+                held.update({key: _track(value, path, f"{name}.{key}") for key, value in held.items()})
 
 
 def _track(value: Any, owner: str, name: str) -> Any:

@@ -161,6 +161,7 @@ def _run_both(
             expected = list(tensors_in(functional_call(model, masked, args, kwargs)))
         del masked
         mine = {k: _cast(v, dtype) for k, v in own.items()}
+        mine.update(_unrounded(state, own, plan) if dtype == torch.float64 else {})
         # Unwatched, an exported program runs the very operators that it holds.
         with intercept(_watched(lambda f, a, k: f(*a, **k), watch[1])) if watch else unfused():
             found = list(tensors_in(functional_call(small, mine, args, kwargs)))
@@ -252,9 +253,30 @@ def _jittered(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
 
 def _cut_state(state: Mapping[str, Tensor], own: Mapping[str, Tensor], plan: Plan) -> dict[str, Tensor]:
     """Return what the small model's tensors would be for other weights."""
-    from surgeon.operate.select import select
+    return {name: _cut(state[name], plan, name) if name in plan.cuts else state[name] for name in own}
 
-    return {name: select(state[name], plan.cuts[name]) if name in plan.cuts else state[name] for name in own}
+
+def _cut(tensor: Tensor, plan: Plan, name: str) -> Tensor:
+    from surgeon.operate.select import select, spread
+
+    kept = select(tensor, plan.cuts[name])
+    for scale in (scale for scale in plan.scales if scale.parameter == name):
+        kept = kept * select(spread(scale, tensor), plan.cuts[name])
+    return kept
+
+
+def _unrounded(state: Mapping[str, Tensor], own: Mapping[str, Tensor], plan: Plan) -> dict[str, Tensor]:
+    """Return the small model's scaled parameters before they were rounded to their own precision.
+
+    Where they are what the plan says but for that rounding; others are left to show their difference.
+    """
+    exact = {}
+    for name in {scale.parameter for scale in plan.scales} & set(own):
+        wide = _cut(state[name].detach().double(), plan, name)
+        slack = 4 * torch.finfo(own[name].dtype).eps
+        if torch.allclose(own[name].detach().double(), wide, rtol=slack, atol=0):
+            exact[name] = wide
+    return exact
 
 
 # -- where the two part ------------------------------------------------------------------------------
