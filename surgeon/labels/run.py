@@ -19,7 +19,7 @@ from surgeon.labels.scale import Rescaling, rescalings
 from surgeon.labels.sizes import Constraint
 from surgeon.labels.space import Space
 from surgeon.modules import as_arguments
-from surgeon.trace import Attribute, Width, record
+from surgeon.trace import Arithmetic, Attribute, Width, record
 from surgeon.trace.integers import Ledger
 
 # Widths that layers declare and no forward reads: attribute -> (operand or result, dimension of an unbatched
@@ -80,10 +80,11 @@ def tie_widths(space: Space, constraints: Sequence[Constraint]) -> None:
     """Widths that the model takes for the same number have to shrink by the same number.
 
     ``x.reshape(b, t, c)`` with ``c`` read off another tensor, or two layers sized by one attribute: the labels of all
-    these widths become rows of one table.
+    these widths become rows of one table. So do ``c`` and all columns of all heads in ``(c // heads) == d``.
     """
     equal: dict[Any, list[Width]] = {}
     for constraint in (c for c in constraints if c.equation):
+        _tie_quotient(space, constraint)
         sides = (constraint.left, constraint.right)
         widths = [side for side in sides if isinstance(side, Width)]
         attributes = [side for side in sides if isinstance(side, Attribute)]
@@ -93,6 +94,17 @@ def tie_widths(space: Space, constraints: Sequence[Constraint]) -> None:
         rows = {row.numpy().tobytes(): row for width in same for row in _rows(width.source)}
         if len(rows) > 1 and len({len(row) for row in rows.values()}) == 1:
             space.balance(torch.stack(list(rows.values())))
+
+
+def _tie_quotient(space: Space, constraint: Constraint) -> None:
+    whole, part = constraint.left, constraint.right
+    if not (isinstance(whole, Arithmetic) and whole.operator == "//" and isinstance(part, Width)):
+        return
+    if not isinstance(whole.left, Width) or whole.left.source.rows is not None or part.source.rows is None:
+        return
+    labels, size = part.source.labels, whole.left.size
+    if size % part.size == 0 and labels.numel() % size == 0:
+        space.balance(torch.cat([whole.left.source.labels.reshape(1, -1), labels.reshape(-1, size)]))
 
 
 def _rows(width: Extent) -> list[Tensor]:
