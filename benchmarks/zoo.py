@@ -102,7 +102,9 @@ def _preload() -> None:
 
 def _options() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("only", nargs="*", help="parts of names, with *, such as timm/vit or resnet; default: all")
+    parser.add_argument(
+        "--only", nargs="+", default=[], help="parts of names, with *, such as timm/vit or resnet; default: all"
+    )
     parser.add_argument("--collections", nargs="+", choices=list(COLLECTIONS), default=list(COLLECTIONS))
     parser.add_argument("--sides", nargs="+", choices=SIDES, default=list(SIDES))
     parser.add_argument("--limit", type=float, default=90, help="seconds that a model may take")
