@@ -191,7 +191,7 @@ def removal(draw: Any, graph: DependencyGraph) -> np.ndarray:
     scores = np.random.default_rng(draw(st.integers(0, 99)))
     units = []
     for i, group in enumerate(groups):
-        steps = draw(st.integers(1 if i == sure else 0, group.size - 1))
+        steps = draw(st.integers(1 if i == sure else 0, group.size - group.least))
         for row in group.grid:
             units.append(scores.permutation(row)[: steps * len(row) // group.size])
     return np.concatenate(units)
