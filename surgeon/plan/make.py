@@ -9,7 +9,6 @@ from math import ceil, gcd
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
-from scipy import sparse
 
 from surgeon.errors import BudgetError, InfeasibleBudget, NothingPrunable, ScoreError, SurgeonError, UnknownLayer
 from surgeon.plan import cost as costs
@@ -165,7 +164,8 @@ def _under_budgets(
     Ladders know what a step takes alone or beside one other group; where three groups share a table, less goes than
     they say, and the bound is drawn tighter until it is kept.
     """
-    overlaps, limits = _overlaps(graph, groups), [budget.limit for budget in budgets]
+    overlaps = [Overlap(*both) for both in graph.overlaps(groups)]
+    limits = [budget.limit for budget in budgets]
     for _ in range(20):
         chosen = under_budgets(graph.initial, ladders, budgets, overlaps)
         removed = [int(ladder.rungs[rung]) for ladder, rung in zip(ladders, chosen)]
@@ -181,18 +181,6 @@ def _under_budgets(
     raise InfeasibleBudget(
         f"no widths found that keep {budgets[0].name}={budgets[0].asked}; ask for a little more or less"
     )
-
-
-def _overlaps(graph: DependencyGraph, groups: Sequence[Group]) -> list[Overlap]:
-    """Return which groups take the same things along, as rows and columns of one table do, and what a step of each has
-    in common."""
-    dead = sparse.csr_matrix(np.array([graph.dead_classes(g.first_step) for g in groups], dtype=np.int64))
-    common = sparse.triu(dead @ dead.T, k=1).tocoo()
-    found = []
-    for rows, columns in zip(common.row.tolist(), common.col.tolist()):
-        shared = graph.incidence @ dead[rows].multiply(dead[columns]).toarray().ravel()
-        found.append(Overlap(rows, columns, np.asarray(shared, dtype=float)))
-    return found
 
 
 def _ranked(group: Group, scores: Mapping[str, Any]) -> tuple[np.ndarray, np.ndarray]:
