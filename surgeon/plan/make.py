@@ -19,9 +19,11 @@ from surgeon.plan.allocate import (
     by_ratio_globally,
     by_ratio_locally,
     parse_amount,
+    require_reachable,
     under_budgets,
 )
 from surgeon.plan.plan import Cut, Edit, GroupCut, LayerCost, Masked, Plan, Scale, Selection
+from surgeon.plan.reach import out_of_reach
 
 if TYPE_CHECKING:
     from surgeon.counts import Counted
@@ -148,6 +150,14 @@ def _movable(graph: DependencyGraph, heads: bool | str) -> list[Group]:
     return [g for g in graph.free if g.name not in skipped]
 
 
+def _left(
+    graph: DependencyGraph, ladders: Sequence[Ladder], orders: Sequence[np.ndarray], chosen: Sequence[int]
+) -> np.ndarray:
+    """Return the counted widths that really remain when each ladder stands at the chosen rung."""
+    alive = ~graph.dead_classes(_taken(orders, [int(l.rungs[rung]) for l, rung in zip(ladders, chosen)]))
+    return np.asarray(graph.incidence @ alive.astype(np.int64))
+
+
 def _taken(orders: Sequence[np.ndarray], removed: Sequence[int]) -> np.ndarray:
     return np.concatenate([order[:steps].ravel() for order, steps in zip(orders, removed)])
 
@@ -166,11 +176,10 @@ def _under_budgets(
     """
     overlaps = [Overlap(*both) for both in graph.overlaps(groups)]
     limits = [budget.limit for budget in budgets]
+    require_reachable(_left(graph, ladders, orders, [len(ladder.rungs) - 1 for ladder in ladders]), budgets)
     for _ in range(20):
         chosen = under_budgets(graph.initial, ladders, budgets, overlaps)
-        removed = [int(ladder.rungs[rung]) for ladder, rung in zip(ladders, chosen)]
-        alive = ~graph.dead_classes(_taken(orders, removed))
-        counts = np.asarray(graph.incidence @ alive.astype(np.int64))
+        counts = _left(graph, ladders, orders, chosen)
         left = [budget.cost.total(counts) for budget in budgets]
         if all(have <= limit for have, limit in zip(left, limits)):
             return chosen
@@ -274,6 +283,7 @@ def describe(
         settings=dict(settings),
         masked=_masked(graph, alive),
         scales=_scales(graph, counts),
+        out_of_reach=out_of_reach(graph),
     )
 
 
