@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import fnmatch
 from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import replace
 from itertools import pairwise
 from math import prod
 from typing import Any
@@ -19,7 +20,7 @@ from surgeon.errors import NothingPrunable, UnknownLayer
 from surgeon.groups import Group, Place, first_steps, locate, named, pin
 from surgeon.labels.flow import Op, needed
 from surgeon.labels.run import Run
-from surgeon.labels.sizes import Index, Settlement, settle
+from surgeon.labels.sizes import Constraint, Index, Settlement, settle
 from surgeon.labels.space import Reason
 from surgeon.labels.units import Block, arrange, members_of, signatures, solve
 from surgeon.modules import holder
@@ -112,19 +113,28 @@ class DependencyGraph:
         return Group("", block.steps, np.concatenate(block.atoms), block.atoms, members, widths, block.reason)
 
     def _probed(self, group: Group) -> Group:
-        """Try a cut of one step and of all but one: sizes that then don't fit pin the group."""
+        """Try a cut of one step and of all but one: sizes that then don't fit pin the group.
+
+        Where the model compares sizes (``if channels == 1``), a few more have to stay.
+        """
         if group.size < 2:
             return pin(group, Reason("a single unit: cutting it would leave nothing"))
         touched = self.constraints.touched(group.touched)
-        for steps in {1, group.size - 1}:
-            counts = self.initial.copy()
-            for width, lost in group.touched.items():
-                counts[width] -= steps * lost
-            conflicts = settle(touched, self.width(counts), self.old).conflicts
-            if conflicts:
-                c = conflicts[0]
-                return pin(group, Reason(f"a size can't follow the cut ({c})", c.at))
-        return group
+        conflict, least = self._conflict(group, touched, 1), 1
+        while conflict is None and least < group.size:
+            worst = self._conflict(group, touched, group.size - least)
+            if worst is None:
+                return replace(group, least=least)
+            conflict, least = worst if worst.equation or 2 * least >= group.size else None, 2 * least
+        assert conflict is not None
+        return pin(group, Reason(f"a size can't follow the cut ({conflict})", conflict.at))
+
+    def _conflict(self, group: Group, touched: Sequence[Constraint], steps: int) -> Constraint | None:
+        """Return a constraint that a cut of some steps breaks."""
+        counts = self.initial.copy()
+        for width, lost in group.touched.items():
+            counts[width] -= steps * lost
+        return next(iter(settle(touched, self.width(counts), self.old).conflicts), None)
 
     def _pinned_groups(self, homes: sparse.csr_matrix) -> list[Group]:
         pinned = np.flatnonzero(self.solution.pinned >= 0)

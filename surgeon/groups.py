@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 import numpy as np
 from scipy import sparse
@@ -39,6 +39,7 @@ class Group:
     grid     ``[rows][units]``: sets of units that have to lose equally many; one row where there is no grid
     size     number of removal steps, which is the number of units where there is no grid
     touched  per removal step, how many positions go from each counted width
+    least    how many steps' worth has to stay
     """
 
     name: str
@@ -48,6 +49,7 @@ class Group:
     members: tuple[Place, ...]
     touched: Mapping[int, int] = field(default_factory=dict)
     pinned: Reason | None = None
+    least: int = 1
 
     @property
     def first_step(self) -> np.ndarray:
@@ -69,7 +71,7 @@ def first_steps(blocks: Sequence[Block], units: int) -> sparse.csr_matrix:
 
 
 def pin(group: Group, reason: Reason) -> Group:
-    return Group(group.name, group.size, group.units, group.grid, group.members, group.touched, reason)
+    return replace(group, pinned=reason)
 
 
 def named(groups: Sequence[Group]) -> list[Group]:
@@ -81,7 +83,7 @@ def named(groups: Sequence[Group]) -> list[Group]:
         base = producers[0].layer or producers[0].parameter
         seen[base] = seen.get(base, 0) + 1
         name = base if seen[base] == 1 else f"{base}#{seen[base]}"
-        found.append(Group(name, g.size, g.units, g.grid, g.members, g.touched, g.pinned))
+        found.append(replace(g, name=name))
     return found
 
 

@@ -2,8 +2,8 @@
 
 The torchvision wheel on PyPI is linked against CUDA; next to a CPU build of torch its library does not load, and
 ``import torchvision`` then fails while it registers shape functions for ``torchvision::nms`` and its siblings, which
-nobody has declared. Its models are plain Python and need none of these operators, so declaring them is enough.
-They still can't be called: torchvision's own check answers with ``RuntimeError``.
+nobody has declared. Its models are plain Python, and most need none of these operators, so declaring them is enough to
+import them. Those that detectors need are written in plain torch in ``torchvision_ops``; the others can't be called.
 
     from tests.torchvision_stub import install
 
@@ -20,8 +20,11 @@ import os
 import runpy
 import sys
 from pathlib import Path
+from typing import Any
 
 import torch
+
+from tests import torchvision_ops
 
 _IMAGE = "Tensor input, Tensor rois, float spatial_scale, SymInt pooled_height, SymInt pooled_width"
 _SIZE = "SymInt batch_size, SymInt channels, SymInt height, SymInt width"
@@ -63,8 +66,23 @@ def install() -> bool:
     library = torch.library.Library("torchvision", "DEF")
     for schema in SCHEMAS:
         library.define(schema)
+    library.impl("nms", torchvision_ops.nms, "CompositeExplicitAutograd")
+    library.impl("roi_align", torchvision_ops.roi_align, "CompositeExplicitAutograd")
+    library.impl("_cuda_version", lambda: -1, "CompositeExplicitAutograd")
     _declared.append(library)
+    _announce(Path(spec.origin).parent)
     return True
+
+
+def _announce(package: Path) -> None:
+    """Let torchvision find its operators in place: it asks whether its library loads, then whether they are there."""
+    load = torch.ops.load_library
+
+    def load_others(path: Any) -> None:
+        if Path(path).parent != package or not Path(path).name.startswith("_C"):
+            load(path)
+
+    torch.ops.load_library = load_others  # type: ignore[method-assign]
 
 
 def _loads(package: Path) -> bool:

@@ -59,14 +59,14 @@ class Settlement:
 def settle(constraints: Sequence[Constraint], width: WidthOf, old: Mapping[Attribute, int]) -> Settlement:
     """Solve constraints under new widths.
 
-    Attributes that nothing determines keep their old values. Cost: one pass per attribute that is only
-    reachable through another, in practice two passes.
+    Attributes that nothing determines keep their old values; of two that only appear together, in ``channels //
+    paths``, one does. Cost: one pass per attribute that is only reachable through another, in practice two passes.
     """
     known: dict[Attribute, int] = {}
     waiting = [c for c in constraints if c.attributes and c.equation]
     while waiting:
         left = [c for c in waiting if not _solve(c, known, width)]
-        if len(left) == len(waiting):
+        if len(left) == len(waiting) and not any(_assume(c, known, width, old) for c in left):
             break
         waiting = left
     values = {**{a: old[a] for c in constraints for a in c.attributes if a in old}, **known}
@@ -87,6 +87,19 @@ def _solve(constraint: Constraint, known: dict[Attribute, int], width: WidthOf) 
         return False
     known[found[0]] = found[1]
     return True
+
+
+def _assume(constraint: Constraint, known: dict[Attribute, int], width: WidthOf, old: Mapping[Attribute, int]) -> bool:
+    """Determine one of several unknown attributes, taking the others to keep their values; say whether that helped."""
+    unknown = sorted((a for a in constraint.attributes if a not in known and a in old), key=str)
+    if len(unknown) < 2 or _holds(constraint, {**known, **{a: old[a] for a in unknown}}, width):
+        return False
+    for attribute in unknown:
+        trial = {**known, **{a: old[a] for a in unknown if a != attribute}}
+        if _solve(constraint, trial, width) and _holds(constraint, trial, width):
+            known.update(trial)
+            return True
+    return False
 
 
 def _holds(constraint: Constraint, values: Mapping[Attribute, int], width: WidthOf) -> bool:

@@ -226,7 +226,7 @@ def _ladder(
     """
     size = group.size
     multiple = round_to // gcd(round_to, graph.step_width(group)) if round_to > 1 else 1
-    most = min(size - max(1, ceil(floor * size - 1e-9)), int(limit * size + 1e-9))
+    most = min(size - max(group.least, ceil(floor * size - 1e-9)), int(limit * size + 1e-9))
     left = np.arange(size - most, size + 1)[::-1]
     left = left[(left % multiple == 0) | (left == size)]
     rungs = size - left

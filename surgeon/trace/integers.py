@@ -25,6 +25,11 @@ OPERATORS: dict[str, Callable[[int, int], int]] = {
     "%": operator.mod,
 }
 
+# What makes a number of an integer that nobody follows any further.
+ESCAPES = """
+truediv rtruediv pow rpow float divmod rdivmod lshift rlshift rshift rrshift and rand or ror xor rxor invert round
+""".split()
+
 
 class Attribute(NamedTuple):
     """An integer held by a module: ``layer1.0.conv2.groups``, ``norm.normalized_shape[0]``."""
@@ -138,7 +143,8 @@ def _arithmetic(symbol: str, method: str, reflected: bool) -> Callable[[Tracked,
 
     def apply(self: Tracked, other: Any) -> Any:
         value = compute(self, other)
-        if value is NotImplemented or type(value) is not int:
+        if type(value) is not int:
+            _escaped(self)  # a float takes over: c * 0.5
             return value
         sides = (expression(other), self.expression) if reflected else (self.expression, expression(other))
         return Tracked(value, Arithmetic(symbol, *sides))
@@ -159,13 +165,17 @@ def _comparison(symbol: str, method: str) -> Callable[[Tracked, Any], Any]:
     return apply
 
 
+def _escaped(value: Tracked) -> None:
+    entries = _ledger.get()
+    if entries is not None:
+        entries.escapes.append((value.expression, int(value), entries.where()))
+
+
 def _escape(method: str) -> Callable[..., Any]:
     compute = getattr(int, method)
 
     def apply(self: Tracked, *others: Any) -> Any:
-        entries = _ledger.get()
-        if entries is not None:
-            entries.escapes.append((self.expression, int(self), entries.where()))
+        _escaped(self)
         return compute(self, *others)
 
     return apply
@@ -176,7 +186,7 @@ for _symbol, _name in (("+", "add"), ("-", "sub"), ("*", "mul"), ("//", "floordi
     setattr(Tracked, f"__r{_name}__", _arithmetic(_symbol, f"__r{_name}__", reflected=True))
 for _symbol, _name in (("==", "eq"), ("!=", "ne"), ("<", "lt"), ("<=", "le"), (">", "gt"), (">=", "ge")):
     setattr(Tracked, f"__{_name}__", _comparison(_symbol, f"__{_name}__"))
-for _name in ("truediv", "rtruediv", "pow", "rpow", "float"):
+for _name in ESCAPES:
     setattr(Tracked, f"__{_name}__", _escape(f"__{_name}__"))
 
 

@@ -19,6 +19,10 @@ from surgeon.plan.plan import Masked, Plan, Selection
 
 Statistic = Callable[[Callable[..., Any], Tensor, Tensor, tuple[Any, ...], dict[str, Any]], Any]
 
+# What is removed is zero, and so may be its sum: what is divided by zero has to be zero, or weights of zero would not
+# blank it. Where the small model itself divides by zero, the two differ.
+QUOTIENTS = frozenset({"div", "divide", "true_divide", "truediv"})
+
 
 def flags(selection: Selection, shape: Sequence[int], device: torch.device) -> Tensor:
     """Return which positions of a tensor a selection keeps, with size 1 along the other dimensions."""
@@ -54,6 +58,8 @@ class Statistics:
             return func(*args, **kwargs)
         here, self.count = self.at.get(self.count, ()), self.count + 1
         result = _masked_call(name, func, args, kwargs, here) if here else func(*args, **kwargs)
+        if name in QUOTIENTS and isinstance(result, Tensor) and result.is_floating_point():
+            result.masked_fill_(torch.as_tensor(use(kwargs, args, 1, "other"), device=result.device) == 0, 0.0)
         for tensor in tensors_in(result):
             if tensor.is_floating_point() and tensor.dtype.itemsize < self.dtype.itemsize:
                 self.dtype = tensor.dtype
@@ -104,7 +110,8 @@ def moments(x: Tensor, keep: Tensor, dims: list[int], correction: float = 0) -> 
     count = weight.sum(dims, keepdim=True)
     mean = (x * weight).sum(dims, keepdim=True) / count.clamp(min=1)
     spread = ((x - mean) ** 2 * weight).sum(dims, keepdim=True)
-    return mean, spread / (count - correction).clamp(min=1e-300)
+    # Groups that are cut as a whole have no survivor: 0 / tiny, and not 0 / 0.
+    return mean, spread / (count - correction).clamp(min=torch.finfo(x.dtype).tiny)
 
 
 def _dims(given: Any, x: Tensor) -> list[int]:

@@ -139,3 +139,15 @@ def test_the_index_finds_all_that_a_change_can_reach(data: st.DataObject) -> Non
             break
         found = more
     assert index.touched(changed) == [c for c in constraints if c in found]
+
+
+def test_of_two_attributes_that_only_appear_together_one_changes() -> None:
+    channels, paths = Attribute("m", "in_channels"), Attribute("m", "num_paths")
+    pieces = Constraint(Arithmetic("//", channels, paths), Width("piece", 32), 0, "size of the pieces")
+    old = {channels: 64, paths: 2}
+    assert settle([pieces], lambda w: 31, old).attributes == {channels: 62}
+    assert settle([pieces], lambda w: 32, old).attributes == {}
+    # what determines one of them comes first
+    fixed = Constraint(channels, 64, 1, "read by mul")
+    assert settle([pieces, fixed], lambda w: 16, old).attributes == {paths: 4}
+    assert settle([pieces, fixed], lambda w: 31, old).conflicts == (pieces,)

@@ -10,6 +10,7 @@ import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
+from torch import nn
 
 import surgeon
 from surgeon.errors import PlanMismatch
@@ -156,3 +157,32 @@ def test_scores_decide_what_goes() -> None:
     plan = planned(model, ratio=0.3334, scope="local")
     (selection,) = [s for s in plan.cuts["conv1.weight"].selections if s.dims == (0,)]
     assert set(range(12)) - set(selection.keep.tolist()) == set(weak.tolist())
+
+
+class Guarded(nn.Module):
+    """Refuses to run on few channels, as batch norm does on single values."""
+
+    def __init__(self, least: int) -> None:
+        super().__init__()
+        self.least = least
+        self.first = nn.Linear(4, 16)
+        self.last = nn.Linear(16, 3)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        x = self.first(x)
+        if x.shape[1] < self.least:
+            raise ValueError("too few channels")
+        return self.last(x)
+
+
+@pytest.mark.parametrize(("least", "stays"), [(1, 1), (2, 2), (3, 4), (8, 8)])
+def test_a_comparison_of_sizes_leaves_what_it_needs(least: int, stays: int) -> None:
+    model, x = Guarded(least), torch.randn(2, 4)
+    graph = surgeon.trace(model, x)
+    plan = surgeon.plan(graph, surgeon.score(graph, "l1"), ratio=0.99, scope="local", floor=0)
+    assert surgeon.operate(model, plan).first.out_features == stays
+
+
+def test_a_comparison_that_holds_for_no_other_size_pins() -> None:
+    with pytest.raises(surgeon.errors.NothingPrunable, match="compared at"):
+        surgeon.prune(Guarded(16), torch.randn(2, 4), ratio=0.5)

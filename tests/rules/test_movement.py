@@ -407,6 +407,28 @@ def test_split_into_pieces_of_a_size(case: Case) -> None:
     case.check(lambda m: m.x.split(m.size, dim), x=case.tensor(*shape), size=size, cut=_all(tuple(shape), (dim,)))
 
 
+@square("tensor_split", examples=40)
+def test_tensor_split(case: Case) -> None:
+    shape = list(case.shape(case.size(1, 3), 1, 4))
+    dim, sizes = case.dim(len(shape)), [case.size(1, 3) for _ in range(case.size(1, 3))]
+    shape[dim] = sum(sizes)
+    names = {f"s{i}": sum(sizes[: i + 1]) for i in range(len(sizes) - 1)}
+    case.check(
+        lambda m: m.x.tensor_split([getattr(m, name) for name in names], dim=dim),
+        x=case.tensor(*shape),
+        cut=_all(tuple(shape), (dim,)),
+        **names,
+    )
+
+
+@square("tensor_split", examples=30)
+def test_tensor_split_into_sections(case: Case) -> None:
+    shape = list(case.shape(case.size(1, 3), 1, 3))
+    dim, count = case.dim(len(shape)), case.size(1, 3)
+    shape[dim] = count * case.size(1, 3) + case.of(0, 0, 1)
+    case.check(lambda m: torch.tensor_split(m.x, count, dim), x=case.tensor(*shape), cut=_all(tuple(shape), (dim,)))
+
+
 @square("chunk", "linear", "mul")
 def test_halves_of_a_linear(case: Case) -> None:
     i, h = case.shape(2, 2, 4)

@@ -8,13 +8,37 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from tests.zoo import attention, blocks, dense, detection, generators, grouped, interfaces, points, residual, sequence
+from tests.zoo import (
+    attention,
+    blocks,
+    dense,
+    detection,
+    generators,
+    grouped,
+    interfaces,
+    iterative,
+    points,
+    residual,
+    sequence,
+)
 from tests.zoo.weights import randomize
 
 # Makes a model and its example inputs: a tensor, a tuple of arguments, or a dict of keyword arguments.
 Entry = Callable[[], tuple[nn.Module, Any]]
 
-_FILES = (residual, blocks, grouped, dense, generators, detection, attention, sequence, points, interfaces)
+_FILES = (
+    residual,
+    blocks,
+    grouped,
+    dense,
+    generators,
+    detection,
+    attention,
+    sequence,
+    points,
+    iterative,
+    interfaces,
+)
 
 
 def _merged() -> dict[str, Entry]:
@@ -51,3 +75,8 @@ def _cast(inputs: Any, dtype: torch.dtype) -> Any:
     if isinstance(inputs, tuple):
         return tuple(_cast(item, dtype) for item in inputs)
     return inputs.to(dtype) if isinstance(inputs, Tensor) and inputs.is_floating_point() else inputs
+
+
+def entries() -> dict[str, Entry]:
+    """Return the models as a collection."""
+    return dict(MODELS)

@@ -24,12 +24,16 @@ def filled(first: int) -> Rule:
         flow.set(call.result, families)
         for dim, size in enumerate(sizes[: call.result.dim()]):
             flow.size(size, flow.extent(flow.value(call.result), dim), f"size {dim} of {call.name}")
+        value = call.argument(first + 1, "fill_value", 0) if call.name.endswith("full") else 0
+        if is_tracked(value):
+            flow.size(value, int(value), f"read by {call.name}")
 
     return rule
 
 
 def alike(flow: Flow, call: Call) -> None:
     """zeros_like(x): shaped as x."""
+    flow.literal(call)
     flow.set(call.result, list(flow.value(call.args[0]).families))
 
 

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from surgeon.labels.family import Value, extent, move, project
-from surgeon.labels.flow import Flow, Rule
+from surgeon.labels.flow import Flow, Rule, is_tracked
 from surgeon.labels.meet import Frame, meet
 from surgeon.labels.rules.movement import rerun
 from surgeon.modules import tensors_in
@@ -26,6 +26,8 @@ def setitem(flow: Flow, call: Call) -> None:
     """x[index] = y: the region that is written meets y."""
     tensor, index, given = call.args
     region = _picked(flow, tensor, index)
+    if is_tracked(given):
+        flow.size(given, int(given), "read by setitem")
     if not isinstance(given, Tensor) or not given.dim():
         return
     source = flow.value(given)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from itertools import pairwise
 from typing import Any
 
 import torch
@@ -234,11 +235,29 @@ def split(flow: Flow, call: Call) -> None:
         if apart is not None:
             flow.size(sizes, flow.extent(apart, dim + 1), "size of the pieces")
         return
-    starts = [sum(map(int, sizes[:i])) for i in range(len(sizes))]
+    unequal(flow, call, tensor, dim, sizes)
+
+
+def unequal(flow: Flow, call: Call, tensor: Tensor, dim: int, sizes: Sequence[Any]) -> None:
+    """Pieces one after the other; those with a size given follow the cut if the size does."""
+    lengths = [result.shape[dim] for result in call.result]
+    starts = [sum(lengths[:i]) for i in range(len(lengths))]
     value = flow.value(tensor)
-    pick(flow, call.result, value, lambda labels, i: labels.narrow(dim, starts[i], int(sizes[i])))
+    pick(flow, call.result, value, lambda labels, i: labels.narrow(dim, starts[i], lengths[i]))
     for i, (size, result) in enumerate(zip(sizes, call.result)):
         flow.size(size, flow.extent(flow.value(result), dim), f"size of piece {i}")
+
+
+def split_at(flow: Flow, call: Call) -> None:
+    """tensor_split(3) makes pieces as equal as they can be; tensor_split([8, 16]) pieces that end at these places."""
+    tensor = call.args[0]
+    ends = call.argument(1, "indices", call.kwargs.get("sections", call.kwargs.get("tensor_indices_or_sections")))
+    dim = int(call.argument(2, "dim", 0)) % tensor.dim()
+    if isinstance(ends, int):
+        return chunk(flow, call)
+    if isinstance(ends, Tensor) or any(int(a) > int(b) for a, b in pairwise([0, *ends, tensor.shape[dim]])):
+        return flow.unknown(call, "places that are computed, or not in order")
+    unequal(flow, call, tensor, dim, [b - a for a, b in pairwise([0, *ends])])
 
 
 def identity(flow: Flow, call: Call) -> None:
@@ -269,4 +288,5 @@ RULES: dict[str, Rule] = {
     "split": split,
     "unsafe_split": split,
     "split_with_sizes": split,
+    "tensor_split": split_at,
 }

@@ -1,0 +1,1 @@
+"""What ``benchmarks/zoo.py`` is made of."""
