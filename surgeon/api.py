@@ -102,7 +102,7 @@ def prune(
     small = operate(model, plan)
     counts = (count_flops(model, example_inputs, method=method), count_flops(small, example_inputs, method=method))
     proof = verify(model, small, plan, example_inputs, counts=counts) if check else None
-    return Result(small, plan, proof, compare(model, small, example_inputs, counts=counts))
+    return Result(small, plan, proof, compare(model, small, example_inputs, plan=plan, counts=counts))
 
 
 def _check_names(budget: dict[str, Any]) -> None:

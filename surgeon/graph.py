@@ -226,6 +226,19 @@ class DependencyGraph:
         outer = {free[i].name for i, inside in held.items() if inside}
         return outer, {free[k].name for inside in held.values() for k in inside}
 
+    def overlaps(self, groups: Sequence[Group]) -> Iterator[tuple[int, int, np.ndarray]]:
+        """Yield the pairs of groups that take the same things along, as rows and columns of one table do.
+
+        Each with what one removal step of both has in common on average, in positions of every counted width.
+        """
+        closure = self.solution.closure
+        dead = (incidence([g.units for g in groups], closure.shape[0]) @ closure).tocsr()
+        dead.data = np.minimum(dead.data, 1)
+        pairs = sparse.triu(dead @ dead.T, k=1).tocoo()
+        for a, b in zip(pairs.row.tolist(), pairs.col.tolist()):
+            shared = self.incidence @ dead[a].multiply(dead[b]).T.tocsr()
+            yield a, b, shared.toarray().ravel() / (groups[a].size * groups[b].size)
+
     def step_width(self, group: Group) -> int:
         """Return how many positions of the naming layer's output one step takes: what ``round_to`` rounds."""
         at_home = [m for m in group.members if m.layer == group.name.partition("#")[0] and "out" in m.sides]

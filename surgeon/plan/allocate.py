@@ -121,11 +121,9 @@ def under_budgets(
 ) -> list[int]:
     """Find rungs that keep every budget, losing little importance.
 
-    Raises InfeasibleBudget with the smallest reachable cost. Complexity: some sixty gradients of the cost, then
+    Raises InfeasibleBudget where nothing more may go. Complexity: some sixty gradients of the cost, then
     single rungs near the bound.
     """
-    most = [len(l.rungs) - 1 for l in ladders]
-    _require_reachable(counts_after(initial, ladders, most, overlaps), budgets)
     chosen = [0] * len(ladders)
     counts = initial.copy()
     while over := [b for b in budgets if b.cost.total(counts) > b.limit]:
@@ -135,12 +133,13 @@ def under_budgets(
         saving = _savings(counts, touched, over, gaps)
         share = max(0.25, *(0.02 * w / g for w, g in zip(whole, gaps)))
         if not _descend(ladders, chosen, saving, min(share, 1.0)):
-            raise InfeasibleBudget("no legal removal saves anything more")  # pragma: no cover - reachable was checked
+            raise InfeasibleBudget("no legal removal saves anything more")
         counts = counts_after(initial, ladders, chosen, overlaps)
     return _fill(initial, ladders, budgets, chosen, overlaps)
 
 
-def _require_reachable(counts: np.ndarray, budgets: Sequence[Budget]) -> None:
+def require_reachable(counts: np.ndarray, budgets: Sequence[Budget]) -> None:
+    """Raise InfeasibleBudget, with the smallest reachable cost, where the least counts are over a budget."""
     for budget in budgets:
         least = budget.cost.total(counts)
         if least > budget.limit:

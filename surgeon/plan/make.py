@@ -9,7 +9,6 @@ from math import ceil, gcd
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
-from scipy import sparse
 
 from surgeon.errors import BudgetError, InfeasibleBudget, NothingPrunable, ScoreError, SurgeonError, UnknownLayer
 from surgeon.plan import cost as costs
@@ -20,9 +19,11 @@ from surgeon.plan.allocate import (
     by_ratio_globally,
     by_ratio_locally,
     parse_amount,
+    require_reachable,
     under_budgets,
 )
 from surgeon.plan.plan import Cut, Edit, GroupCut, LayerCost, Masked, Plan, Scale, Selection
+from surgeon.plan.reach import out_of_reach
 
 if TYPE_CHECKING:
     from surgeon.counts import Counted
@@ -149,6 +150,14 @@ def _movable(graph: DependencyGraph, heads: bool | str) -> list[Group]:
     return [g for g in graph.free if g.name not in skipped]
 
 
+def _left(
+    graph: DependencyGraph, ladders: Sequence[Ladder], orders: Sequence[np.ndarray], chosen: Sequence[int]
+) -> np.ndarray:
+    """Return the counted widths that really remain when each ladder stands at the chosen rung."""
+    alive = ~graph.dead_classes(_taken(orders, [int(l.rungs[rung]) for l, rung in zip(ladders, chosen)]))
+    return np.asarray(graph.incidence @ alive.astype(np.int64))
+
+
 def _taken(orders: Sequence[np.ndarray], removed: Sequence[int]) -> np.ndarray:
     return np.concatenate([order[:steps].ravel() for order, steps in zip(orders, removed)])
 
@@ -165,12 +174,12 @@ def _under_budgets(
     Ladders know what a step takes alone or beside one other group; where three groups share a table, less goes than
     they say, and the bound is drawn tighter until it is kept.
     """
-    overlaps, limits = _overlaps(graph, groups), [budget.limit for budget in budgets]
+    overlaps = [Overlap(*both) for both in graph.overlaps(groups)]
+    limits = [budget.limit for budget in budgets]
+    require_reachable(_left(graph, ladders, orders, [len(ladder.rungs) - 1 for ladder in ladders]), budgets)
     for _ in range(20):
         chosen = under_budgets(graph.initial, ladders, budgets, overlaps)
-        removed = [int(ladder.rungs[rung]) for ladder, rung in zip(ladders, chosen)]
-        alive = ~graph.dead_classes(_taken(orders, removed))
-        counts = np.asarray(graph.incidence @ alive.astype(np.int64))
+        counts = _left(graph, ladders, orders, chosen)
         left = [budget.cost.total(counts) for budget in budgets]
         if all(have <= limit for have, limit in zip(left, limits)):
             return chosen
@@ -181,18 +190,6 @@ def _under_budgets(
     raise InfeasibleBudget(
         f"no widths found that keep {budgets[0].name}={budgets[0].asked}; ask for a little more or less"
     )
-
-
-def _overlaps(graph: DependencyGraph, groups: Sequence[Group]) -> list[Overlap]:
-    """Return which groups take the same things along, as rows and columns of one table do, and what a step of each has
-    in common."""
-    dead = sparse.csr_matrix(np.array([graph.dead_classes(g.first_step) for g in groups], dtype=np.int64))
-    common = sparse.triu(dead @ dead.T, k=1).tocoo()
-    found = []
-    for rows, columns in zip(common.row.tolist(), common.col.tolist()):
-        shared = graph.incidence @ dead[rows].multiply(dead[columns]).toarray().ravel()
-        found.append(Overlap(rows, columns, np.asarray(shared, dtype=float)))
-    return found
 
 
 def _ranked(group: Group, scores: Mapping[str, Any]) -> tuple[np.ndarray, np.ndarray]:
@@ -286,6 +283,7 @@ def describe(
         settings=dict(settings),
         masked=_masked(graph, alive),
         scales=_scales(graph, counts),
+        out_of_reach=out_of_reach(graph),
     )
 
 

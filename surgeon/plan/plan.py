@@ -157,6 +157,7 @@ class Plan:
     settings     the budget and options it was made with
     masked       statistics over cut positions, for the proof
     scales       factors that make up for a root of a width, in attention
+    out_of_reach share of the multiply-adds that no cut makes cheaper, by reason
     """
 
     cuts: Mapping[str, Cut]
@@ -169,6 +170,7 @@ class Plan:
     settings: Mapping[str, Any] = field(default_factory=dict)
     masked: tuple[Masked, ...] = ()
     scales: tuple[Scale, ...] = ()
+    out_of_reach: Mapping[str, float] = field(default_factory=dict)
 
     @property
     def method(self) -> str:
@@ -203,6 +205,7 @@ class Plan:
             "masked": [
                 {"call": m.call, "op": m.op, "position": m.position, **m.selection.to_json()} for m in self.masked
             ],
+            "out_of_reach": dict(self.out_of_reach),
             "scales": [scale.to_json() for scale in self.scales],
             "fingerprint": {name: list(shape) for name, shape in self.fingerprint.items()},
         }
@@ -250,6 +253,7 @@ def _read(data: Mapping[str, Any]) -> Plan:
         settings=data["settings"],
         masked=tuple(Masked(m["call"], m["op"], m["position"], Selection.from_json(m)) for m in data["masked"]),
         scales=scales,
+        out_of_reach=data["out_of_reach"],
     )
 
 

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import json
 import math
-from dataclasses import asdict, dataclass
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field
 from typing import Any
 
 from rich.console import Console
@@ -12,6 +13,7 @@ from rich.table import Table
 from torch import nn
 
 from surgeon.modules import Model, bare
+from surgeon.plan.plan import Plan
 from surgeon.verify.count import Count, count_flops
 
 
@@ -55,6 +57,7 @@ class Report:
     counter: str = "fvcore (one FLOP is one multiply-add)"
     uncounted: tuple[str, ...] = ()
     note: str = ""
+    out_of_reach: Mapping[str, float] = field(default_factory=dict)
 
     @property
     def compression_ratio(self) -> float:
@@ -87,6 +90,8 @@ class Report:
         yield self._total_table()
         if self.uncounted:
             yield f"Not counted by fvcore: {', '.join(self.uncounted)}"
+        if self.out_of_reach:
+            yield _reach(self.out_of_reach)
         if self.note:
             yield self.note
 
@@ -136,16 +141,17 @@ def compare(
     small: Model,
     example_inputs: Any,
     *,
+    plan: Plan | None = None,
     counts: tuple[Count, Count] | None = None,
-    method: str = "forward",
 ) -> Report:
-    """Count both models and put them side by side.
+    """Count both models and put them side by side; a plan tells what was out of reach.
 
     Examples
     --------
     >>> print(surgeon.compare(model, small, x))
     """
     model, small = bare(model), bare(small)
+    method = plan.method if plan is not None else "forward"
     before, after = counts or tuple(count_flops(m, example_inputs, method=method) for m in (model, small))
     rows = []
     layers = dict(small.named_modules())
@@ -160,8 +166,20 @@ def compare(
             )
     note = before.failed or after.failed
     return Report(
-        _totals(model, before), _totals(small, after), tuple(rows), uncounted=tuple(sorted(after.uncounted)), note=note
+        _totals(model, before),
+        _totals(small, after),
+        tuple(rows),
+        uncounted=tuple(sorted(after.uncounted)),
+        note=note,
+        out_of_reach=plan.out_of_reach if plan is not None else {},
     )
+
+
+def _reach(shares: Mapping[str, float], most: int = 5) -> str:
+    """Say what could not be cut: the largest shares with their reasons."""
+    lines = [f"Out of reach: {sum(shares.values()):.1%} of the FLOPs"]
+    lines += [f"  {share:.1%}  {reason}" for reason, share in list(shares.items())[:most]]
+    return "\n".join(lines + ([f"  and {len(shares) - most} more reasons, in the plan"] if len(shares) > most else []))
 
 
 def _own_flops(model: nn.Module, name: str, count: Count) -> float:
