@@ -8,14 +8,13 @@ from collections import Counter
 from collections.abc import Callable
 from typing import Any
 
-import numpy as np
 import torch
 
 import surgeon
 from benchmarks.zoo_parts.subject import Subject, told, trains
 from surgeon.errors import NothingPrunable, SurgeonError, VerificationError
 from surgeon.graph import DependencyGraph
-from surgeon.plan.cost import flops
+from surgeon.plan.plan import Plan
 from surgeon.verify.count import Count
 
 Row = dict[str, Any]
@@ -29,7 +28,7 @@ def ours(subject: Subject) -> Row:
     try:
         row |= _cut(subject, row)
     except NothingPrunable as refusal:
-        return row | {"outcome": "nothing prunable", "reason": told(refusal)}
+        return row | {"outcome": "nothing prunable", "reason": told(refusal), "pinned": 1.0}
     except VerificationError as difference:
         return row | {"outcome": "differs", "reason": told(difference)}
     except SurgeonError as refusal:
@@ -45,8 +44,8 @@ def _cut(subject: Subject, row: Row) -> Row:
     row["analysis_s"] = max(0.0, time.perf_counter() - start - row["forward_s"])
     row["ops"] = len(graph.nodes)
     row["unknown"] = dict(Counter(graph_op(graph, at) for at in graph.flow.unknown_ops))
-    row["pinned"], row["pins"] = out_of_reach(graph)
     plan = surgeon.plan(graph, surgeon.score(graph, "random"), ratio=0.5, scope="local")
+    row["pinned"], row["pins"] = sum(plan.out_of_reach.values()), pins(plan)
     small = surgeon.operate(subject.model, plan)
     row["flops"], row["flops_after"] = plan.totals["flops"]
     row["params_after"] = sum(p.numel() for p in small.parameters())
@@ -65,38 +64,17 @@ def graph_op(graph: DependencyGraph, call: int) -> str:
     return f"{where.partition(' in ')[0]}: {why}"
 
 
-def out_of_reach(graph: DependencyGraph) -> tuple[float, list[tuple[str, float]]]:
-    """Return the share of the FLOPs in calls that no free group makes cheaper, and its parts by reason."""
-    cost = flops(graph)
-    values = cost.terms(graph.initial)
-    free = np.zeros(len(graph.initial), bool)
-    for group in graph.free:
-        free[list(group.touched)] = True
-    shrinks = np.concatenate([[False], free[cost.count]])[cost.factors].any(axis=1)
-    total, parts = values.sum() or 1.0, Counter[str]()
-    why = _reasons(graph)
-    for value, owner in zip(values[~shrinks], cost.owner[~shrinks]):
-        node = graph.nodes[int(owner)]
-        found = next((why[name] for name in node.parameters if name in why), f"{node.name} between pinned layers")
-        parts[found] += float(value) / total
-    return sum(parts.values()), [(text, share) for text, share in parts.most_common(6) if share >= 0.001]
-
-
-def _reasons(graph: DependencyGraph) -> dict[str, str]:
-    """Map parameters to the reason why their outputs, or else their inputs, are pinned, without places in the code."""
-    found: dict[str, str] = {}
-    for side in ("out", "in"):
-        for group in graph.groups:
-            for place in group.members:
-                if group.pinned is not None and side in place.sides:
-                    found.setdefault(place.parameter, _short(group.pinned.text))
-    return found
+def pins(plan: Plan) -> list[tuple[str, float]]:
+    """Return the shares of the FLOPs that were out of reach, by reason without places in the code."""
+    parts = Counter[str]()
+    for reason, share in plan.out_of_reach.items():
+        parts[_short(reason)] += share
+    return [(text, share) for text, share in parts.most_common(6) if share >= 0.001]
 
 
 def _short(reason: str) -> str:
     """Leave out file names, module paths and numbers, so that equal reasons read alike."""
-    text = re.sub(r" in [\w.]+ \(|\(\S+\.py:\d+: ", " (", reason)
-    text = re.sub(r"\S+\.py:\d+(: )?", "", text)
+    text = re.sub(r", at .*$| in [\w.]+ \(\S+\.py:\d+.*$|\S+\.py:\d+(: )?", "", reason)
     return re.sub(r"\b\d+\b", "N", text)[:160]
 
 
