@@ -11,7 +11,7 @@ from scipy import sparse
 from torch import Tensor
 
 from surgeon.labels.family import Extent, Family, extent
-from surgeon.labels.flow import Shape
+from surgeon.labels.ops import Shape
 from surgeon.labels.units import Solution
 
 

@@ -18,13 +18,14 @@ from torch import Tensor, nn
 from surgeon.counts import Counted, Counts, Node, counted, incidence
 from surgeon.errors import NothingPrunable, UnknownLayer
 from surgeon.groups import Group, Place, first_steps, locate, named, pin
-from surgeon.labels.flow import Op, needed
+from surgeon.labels.ops import Op, needed
 from surgeon.labels.run import Run
 from surgeon.labels.sizes import Constraint, Index, Settlement, settle
 from surgeon.labels.space import Reason
 from surgeon.labels.units import Block, arrange, members_of, signatures, solve
 from surgeon.modules import holder
-from surgeon.trace import Attribute, Width
+from surgeon.trace import Attribute, Expression, Width, evaluate
+from surgeon.trace.integers import leaves
 
 
 class DependencyGraph:
@@ -46,7 +47,9 @@ class DependencyGraph:
         self.flow = flow
         self.total_ops = recorded.calls
         self.modules = dict(model.named_modules())
-        attributes = {a for c in constraints for a in c.attributes}
+        self.rescalings = recorded.rescalings
+        numbers = [leaf for r in self.rescalings for leaf in leaves(r.width)]
+        attributes = {a for c in constraints for a in c.attributes} | {n for n in numbers if isinstance(n, Attribute)}
         self.old = {a: v for a in attributes if (v := _current(self.modules, a)) is not None}
         self.places = [
             locate(name, value, family, flow, self.solution)
@@ -61,10 +64,9 @@ class DependencyGraph:
         live = needed(flow.ops, flow.outputs)
         self.nodes = [self._lower(op, i in live) for i, op in enumerate(flow.ops)]
         self._ids: dict[int, Counted] = {}
-        for constraint in constraints:
-            for width in constraint.widths():
-                self._ids[id(width)] = counted(self.counts.dim(width.source))
-        self.rescalings = [(r, counted(self.counts.dim(r.width))) for r in recorded.rescalings]
+        widths = [w for c in constraints for w in c.widths()] + [n for n in numbers if isinstance(n, Width)]
+        for width in widths:
+            self._ids[id(width)] = counted(self.counts.dim(width.source))
         self.constraints = Index(constraints, self._count_ids)
         self.incidence = self.counts.matrix()
         self.initial = np.asarray(self.incidence.sum(axis=1)).ravel()
@@ -86,6 +88,10 @@ class DependencyGraph:
     def width(self, counts: np.ndarray) -> Any:
         """Return a function from tracked widths to their values under new counts."""
         return lambda width: self._ids[id(width)].of(counts)
+
+    def number(self, source: Expression, counts: np.ndarray, attributes: Mapping[Attribute, int]) -> int | None:
+        """Return a size expression under new counts, with the attributes that change."""
+        return evaluate(source, {**self.old, **attributes}, self.width(counts))
 
     def settle(self, counts: np.ndarray) -> Settlement:
         """Solve for all attributes under new counts."""

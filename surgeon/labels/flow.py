@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import weakref
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
 from typing import Any
 
 from torch import Tensor
@@ -24,75 +23,16 @@ from surgeon.labels.family import (
     solid_value,
 )
 from surgeon.labels.notation import Notation
+from surgeon.labels.ops import Op, Reduction, Root, Shape, SizeUse
 from surgeon.labels.space import Space
 from surgeon.modules import tensors_in
-from surgeon.trace import Call, Expression, Tracked, Width
+from surgeon.trace import Call, Expression, Power, Tracked, Width
 from surgeon.trace.integers import expression
-from surgeon.trace.recorder import source_line
 
-Shape = tuple[tuple[int, ...], tuple[Family, ...]]
 Rule = Callable[["Flow", Call], None]
 
-
-@dataclass(frozen=True, eq=False)
-class SizeUse:
-    """A size argument and the width that it has to equal after the cut."""
-
-    expression: Expression
-    extent: Extent | int
-    at: int
-    what: str
-
-    def __str__(self) -> str:
-        return f"{self.what}: {self.expression} = {self.extent}"
-
-
-@dataclass(frozen=True, eq=False)
-class Reduction:
-    """An op sums or normalises a tensor along dimensions that may shrink: cut positions have to be left out."""
-
-    position: int
-    shape: Shape
-
-
-@dataclass(frozen=True, eq=False)
-class Root:
-    """An op divides by the square root of the width of one of its tensors.
-
-    ``at`` counts ops, ``call`` calls; ``maker`` is the op that made the tensor, ``position`` its place among the op's.
-    """
-
-    at: int
-    call: int
-    position: int
-    query: Shape
-    maker: int | None
-    reason: str
-
-
-@dataclass(eq=False)
-class Op:
-    """One call as the later stages see it: shapes and labels, no tensors."""
-
-    index: int
-    name: str
-    module: str
-    location: tuple[str, int]
-    operands: tuple[Shape | None, ...]
-    results: tuple[Shape, ...]
-    inputs: tuple[str, ...] = ()
-    parameters: tuple[str, ...] = ()
-    settings: dict[str, Any] = field(default_factory=dict)
-    reductions: list[Reduction] = field(default_factory=list)
-    feeds: tuple[int, ...] = ()
-    inplace: bool = False
-
-    @property
-    def source(self) -> str:
-        return source_line(self.location)
-
-    def __str__(self) -> str:
-        return f"{self.name} in {self.module or 'the model'} ({self.source})"
+# Ops that multiply their first tensor by a number, or divide it.
+_FACTORS = {"mul": 1, "multiply": 1, "div": -1, "divide": -1, "true_divide": -1, "truediv": -1}
 
 
 class PerTensor:
@@ -165,6 +105,7 @@ class Flow:
             results = [call.args[0]]
         values = [self.look(tensor) for tensor in given]
         self.space.at, self.current, self.pending = call.index, tuple(given), []
+        self._powers(call)
         rule = self.rules.get(call.name)
         shapes = [(v.shape, tuple(v.families)) for v in values]
         if rule is None and all(v.solid for v in values):
@@ -208,7 +149,7 @@ class Flow:
         parameters = tuple(v.leaf for v in values if v.leaf is not None)
         upstream = frozenset().union(*(v.upstream for v in values))
         origin = frozenset({call.module}) if parameters else upstream
-        feeds = tuple(sorted({v.maker for v in values if v.maker is not None}))
+        makers = tuple(v.maker for v in values)
         inplace = any(t is r for t in given for r in results)
         made = [self.look(tensor) for tensor in results]
         for value in made:
@@ -226,7 +167,7 @@ class Flow:
                 parameters,
                 _settings(call),
                 self.pending,
-                feeds,
+                makers,
                 inplace,
             )
         )
@@ -285,12 +226,26 @@ class Flow:
             position = next(i for i, t in enumerate(self.current) if t is tensor)
             self.pending.append(Reduction(position, (value.shape, families)))
 
-    def rooted(self, tensor: Tensor, reason: str) -> None:
-        """Note that the current call divides by the root of the last dimension of one of its tensors."""
+    def rooted(self, tensor: Tensor, width: Expression, size: int, power: float, reason: str) -> None:
+        """Note that the current call multiplies one of its tensors by a power of a width, which is ``size`` now."""
         value = self.value(tensor)
         position = next(i for i, t in enumerate(self.current) if t is tensor)
         shape = (value.shape, tuple(value.families))
-        self.roots.append(Root(len(self.ops), self.space.at, position, shape, value.maker, reason))
+        self.roots.append(Root(len(self.ops), self.space.at, position, shape, value.maker, width, size, power, reason))
+
+    def _powers(self, call: Call) -> None:
+        """Note what becomes of numbers that were computed from a width."""
+        powers = [given for given in (*call.args, *call.kwargs.values()) if isinstance(given, Power)]
+        for power in powers:
+            sign = _FACTORS.get(call.name, 0)
+            first = call.args[0] if call.args else None
+            plain = len(powers) == 1 and not call.func.__name__.startswith("__r")
+            if sign and plain and isinstance(first, Tensor):
+                power.used = True
+                why = f"multiplied by a power of a width at {power.escape[2]}"
+                self.rooted(first, power.base, power.escape[1], sign * power.exponent, why)
+            elif call.name != "scaled_dot_product_attention":
+                power.leaked = True
 
     def roles(self, notation: Notation, operands: Sequence[Operand], rank: int) -> None:
         """Remember which dimensions of parameters face outwards and which face inwards."""
@@ -362,17 +317,6 @@ class Flow:
             value = self.look(tensor)
             self.outputs |= {value.maker} if value.maker is not None else set()
             pin_value(self.space, value, "the model's output")
-
-
-def needed(ops: Sequence[Op], outputs: set[int]) -> set[int]:
-    """Return the ops that the outputs depend on; writing in place counts as an output."""
-    found = outputs | {i for i, op in enumerate(ops) if op.inplace}
-    waiting = list(found)
-    while waiting:
-        new = set(ops[waiting.pop()].feeds) - found
-        found |= new
-        waiting.extend(new)
-    return found
 
 
 def _leaf(name: str, tensor: Tensor) -> Value:

@@ -12,7 +12,8 @@ from torch import Tensor, nn
 
 from surgeon.errors import SurgeonError, TraceError, UnknownLayer
 from surgeon.labels.family import Extent, extent
-from surgeon.labels.flow import Flow, Op
+from surgeon.labels.flow import Flow
+from surgeon.labels.ops import Op
 from surgeon.labels.rules import RULES
 from surgeon.labels.rules.custom import TAUGHT
 from surgeon.labels.scale import Rescaling, rescalings
@@ -67,9 +68,10 @@ def run(model: nn.Module, example_inputs: Any, keep: Iterable[Any] = ()) -> Run:
     flow.take(output)
     main, outputs = len(flow.ops), set(flow.outputs)
     entries = _auxiliary(model, example_inputs, flow, calls, entries)
-    rescaled = rescalings(flow, main)
+    rescaled, stuck = rescalings(flow, main)
     _keep(model, flow, keep)
     constraints = _constraints(flow, entries) + _declared(model, flow.ops)
+    constraints += [Constraint(root.width, root.value, root.call, root.reason) for root in stuck]
     tie_widths(flow.space, constraints)
     del flow.ops[main:]
     flow.outputs = outputs
@@ -123,7 +125,7 @@ def _auxiliary(model: nn.Module, example_inputs: Any, flow: Flow, calls: int, en
     except SurgeonError:
         return entries
     flow.take(output)
-    return Ledger(entries.comparisons + more.comparisons, entries.escapes + more.escapes)
+    return Ledger(entries.comparisons + more.comparisons, entries.escapes + more.escapes, entries.powers + more.powers)
 
 
 def _constraints(flow: Flow, entries: Ledger) -> list[Constraint]:
@@ -133,7 +135,7 @@ def _constraints(flow: Flow, entries: Ledger) -> list[Constraint]:
         found.append(Constraint(use.expression, right, use.at, use.what))
     for c in entries.comparisons:
         found.append(Constraint(c.left, c.right, -1, f"compared at {c.source}", c.relation, c.outcome))
-    for expression, value, source in entries.escapes:
+    for expression, value, source in entries.escaped():
         found.append(Constraint(expression, value, -1, f"read as a number at {source}"))
     return found
 

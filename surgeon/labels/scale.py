@@ -1,20 +1,23 @@
-"""Widths that an op divides by the root of: a parameter upstream can make up for it, so they may shrink.
+"""Powers of a width that a tensor is multiplied by: a parameter upstream can make up for them, so the width may shrink.
 
-``scaled_dot_product_attention(q, k, v)`` multiplies its logits by ``d ** -0.5``, where d is the width of q. When d
-shrinks to d', the logits stay as they were if q is multiplied by ``(d' / d) ** 0.5``. Where q comes from one layer
-through nothing but movements, and nothing else reads it, that factor goes into the layer's weights; otherwise d stays.
+``scaled_dot_product_attention(q, k, v)`` multiplies its logits by ``d ** -0.5``, where d is the width of q, and so does
+``q * q.shape[-1] ** -0.5``. When d shrinks to d', the logits stay as they were if q is multiplied by
+``(d' / d) ** 0.5``. Where q comes from one layer through nothing but movements, and nothing else reads it before, that
+factor goes into the layer's weights; otherwise d stays.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from math import prod
 
 import numpy as np
 
-from surgeon.labels.family import Extent, Family, extent, fix_all
-from surgeon.labels.flow import Flow, Op, Root
+from surgeon.labels.family import Family
+from surgeon.labels.flow import Flow
+from surgeon.labels.ops import Op, Root, Shape
+from surgeon.trace import Expression
 
 # Ops that only move values: a factor on their input is a factor on their result.
 MOVES = frozenset(
@@ -27,6 +30,7 @@ roll flip
 # Ops whose result is proportional to their parameters: rows of them to rows of the result, or all of them together.
 LAYERS = frozenset("linear addmm conv1d conv2d conv3d".split())
 NORMS = frozenset("layer_norm rms_norm".split())
+PRODUCTS = frozenset("matmul bmm".split())
 
 
 @dataclass(frozen=True, eq=False)
@@ -37,64 +41,67 @@ class Rescaling:
     """
 
     places: tuple[tuple[str, int, np.ndarray], ...]
-    width: Extent
+    width: Expression
     power: float
 
     def __str__(self) -> str:
         names = ", ".join(name for name, _, _ in self.places)
-        return f"{names} times (width / {self.width}) ** {self.power}"
+        return f"{names} times ({self.width}) ** {self.power}"
 
 
-def rescalings(flow: Flow, recorded: int) -> list[Rescaling]:
-    """Return what can be made up for, and pin the widths of all other roots.
+def rescalings(flow: Flow, recorded: int) -> tuple[list[Rescaling], list[Root]]:
+    """Return what can be made up for, and the other roots, whose widths have to stay.
 
     Parameters
     ----------
     recorded : number of ops of the main pass; those after it ran once more for their auxiliary branches
     """
-    roots = [root for root in flow.roots if isinstance(_width(root), Extent)]
-    labels = [_labels(root) for root in roots]
-    owner = np.full(flow.space.count, -1)
-    lost: set[int] = set()
-    for i, mine in enumerate(labels):
-        # The auxiliary pass repeats calls of the main pass.
-        if roots[i].at < recorded:
-            shared = owner[mine][owner[mine] >= 0]
-            lost |= {i, *shared.tolist()} if len(shared) else set()
-            owner[mine] = i
-        elif (owner[mine] < 0).any():
-            lost.add(i)
-    sources = {i: _source(flow.ops, root.maker) for i, root in enumerate(roots) if root.at < recorded}
-    lost |= {i for i, source in sources.items() if source is None}
-    lost |= _read_elsewhere(flow.ops[:recorded], roots, sources, owner)
-    found = []
-    for i, root in enumerate(roots):
-        source = sources.get(i)
-        places = _places(flow, flow.ops[source], root, labels[i]) if source is not None and i not in lost else ()
+    found, stuck = [], []
+    settled = np.zeros(0, np.int64)
+    for given in flow.roots:
+        root = _before_product(flow.ops, given)
+        labels = _labels(root)
+        if root.at >= recorded:  # the auxiliary pass repeats calls of the main pass
+            stuck += [] if np.isin(labels, settled).all() else [root]
+            continue
+        places = _makes_up(flow, flow.ops[:recorded], root, labels)
         if places:
-            width = _width(root)
-            assert isinstance(width, Extent)
-            found.append(Rescaling(places, width, 0.5))
-        elif root.at < recorded or i in lost:
-            flow.space.at = root.call
-            fix_all(flow.space, list(root.query[1]), len(root.query[0]) - 1, root.reason)
-    return found
+            found.append(Rescaling(places, root.width, -root.power))
+            settled = np.concatenate([settled, labels])
+        else:
+            stuck.append(root)
+    return found, stuck
 
 
-def _width(root: Root) -> Extent | int:
-    shape, families = root.query
-    return extent(shape, families, len(shape) - 1)
+def _before_product(ops: Sequence[Op], root: Root) -> Root:
+    """A factor on a matrix product that nothing else reads is one on its first matrix: ``(q @ k.mT) * d ** -0.5``."""
+    maker = root.maker
+    if maker is None or ops[maker].name not in PRODUCTS or ops[maker].operands[0] is None:
+        return root
+    if any(maker in op.makers and at != root.at for at, op in enumerate(ops)):
+        return root
+    first = ops[maker].operands[0]
+    assert first is not None
+    return replace(root, at=maker, position=0, query=first, maker=ops[maker].makers[0])
 
 
 def _labels(root: Root) -> np.ndarray:
-    """Return the labels of all positions along the width."""
+    """Return the labels of all positions along the last dimension."""
     last = len(root.query[0]) - 1
-    along = [f.labels.reshape(-1).numpy() for f in root.query[1] if last in f.dims]
-    return np.unique(np.concatenate(along))
+    along = [_flat(f) for f in root.query[1] if last in f.dims]
+    return np.unique(np.concatenate(along)) if along else np.zeros(0, np.int64)
+
+
+def _makes_up(flow: Flow, ops: Sequence[Op], root: Root, labels: np.ndarray) -> tuple[tuple[str, int, np.ndarray], ...]:
+    """Return the places that a factor goes to; nothing where it would reach something else."""
+    source = _source(ops, root.maker)
+    if source is None or not len(labels) or _read_elsewhere(ops, root, source, labels):
+        return ()
+    return _places(flow, ops[source], root, labels)
 
 
 def _source(ops: Sequence[Op], maker: int | None) -> int | None:
-    """Walk back over movements to the layer that made the query."""
+    """Walk back over movements to the layer that made the tensor."""
     while maker is not None and ops[maker].name in MOVES and len(ops[maker].feeds) == 1:
         maker = ops[maker].feeds[0]
     if maker is None or ops[maker].name not in LAYERS | NORMS:
@@ -103,25 +110,24 @@ def _source(ops: Sequence[Op], maker: int | None) -> int | None:
     return None if computed or not ops[maker].parameters else maker
 
 
-def _read_elsewhere(
-    ops: Sequence[Op], roots: Sequence[Root], sources: dict[int, int | None], owner: np.ndarray
-) -> set[int]:
-    """Return the roots whose query is read by something else than movements, or whose layer runs twice."""
-    found: set[int] = set()
-    layers = {i: set(ops[source].parameters) for i, source in sources.items() if source is not None}
+def _read_elsewhere(ops: Sequence[Op], root: Root, source: int, labels: np.ndarray) -> bool:
+    """Tell whether the layer runs twice, or something else than movements reads what it makes before the root does."""
+    names = set(ops[source].parameters)
+    if any(names & set(op.parameters) for at, op in enumerate(ops) if at != source):
+        return True
+    holders = {source}
     for at, op in enumerate(ops):
-        found |= {i for i, names in layers.items() if at != sources[i] and names & set(op.parameters)}
-        if op.name in MOVES:
+        read = [i for i, maker in enumerate(op.makers) if maker in holders and _holds(op.operands[i], labels)]
+        if not read or (at == root.at and read == [root.position]):
             continue
-        for position, operand in enumerate(op.operands):
-            for family in operand[1] if operand is not None else ():
-                met = owner[family.labels.reshape(-1).numpy()]
-                for i in np.unique(met[met >= 0]).tolist():
-                    source = sources.get(i)
-                    asked = at == roots[i].at and position == roots[i].position
-                    if source is not None and at > source and not asked:
-                        found.add(i)
-    return found
+        if op.name not in MOVES:
+            return True
+        holders.add(at)
+    return False
+
+
+def _holds(shape: Shape | None, labels: np.ndarray) -> bool:
+    return shape is not None and any(np.isin(_flat(family), labels).any() for family in shape[1])
 
 
 def _places(flow: Flow, source: Op, root: Root, labels: np.ndarray) -> tuple[tuple[str, int, np.ndarray], ...]:

@@ -28,6 +28,7 @@ from surgeon.plan.reach import out_of_reach
 if TYPE_CHECKING:
     from surgeon.counts import Counted
     from surgeon.graph import DependencyGraph, Group
+    from surgeon.labels.sizes import Settlement
 
 Amount = "float | int | str | None"
 
@@ -282,7 +283,7 @@ def describe(
         },
         settings=dict(settings),
         masked=_masked(graph, alive),
-        scales=_scales(graph, counts),
+        scales=_scales(graph, counts, settlement),
         out_of_reach=out_of_reach(graph),
     )
 
@@ -321,11 +322,15 @@ def _layer_costs(graph: DependencyGraph, counts: np.ndarray) -> dict[str, LayerC
     return {name: LayerCost((a, b), (c, d)) for name, (a, b, c, d) in layers.items()}
 
 
-def _scales(graph: DependencyGraph, counts: np.ndarray) -> tuple[Scale, ...]:
+def _scales(graph: DependencyGraph, counts: np.ndarray, settlement: Settlement) -> tuple[Scale, ...]:
     found = []
-    for rescaling, width in graph.rescalings:
-        factor = ((width.of(counts) or 0) / width.size) ** rescaling.power
-        for name, dim, positions in rescaling.places if factor != 1 else ():
+    for rescaling in graph.rescalings:
+        old = graph.number(rescaling.width, graph.initial, {})
+        new = graph.number(rescaling.width, counts, settlement.attributes)
+        if not old or not new:
+            raise SurgeonError(f"{rescaling}: the width is {old} before and {new} after the cut")
+        for name, dim, positions in rescaling.places if new != old else ():
+            factor = (new / old) ** rescaling.power
             found.append(Scale(name, dim, _size(graph.shapes[name][dim]), positions, factor))
     return tuple(found)
 

@@ -1,6 +1,6 @@
 """Record one forward pass: calls, module paths, source lines, and where each size came from."""
 
-from surgeon.trace.integers import Arithmetic, Attribute, Comparison, Expression, Tracked, Width, evaluate, solve
+from surgeon.trace.integers import Arithmetic, Attribute, Comparison, Expression, Power, Tracked, Width, evaluate, solve
 from surgeon.trace.recorder import Call, Listener, record
 
 __all__ = [
@@ -10,6 +10,7 @@ __all__ = [
     "Comparison",
     "Expression",
     "Listener",
+    "Power",
     "Tracked",
     "Width",
     "evaluate",

@@ -10,6 +10,7 @@ an expression through ``+ - * // %``. After planning, the expressions say which 
 
 from __future__ import annotations
 
+import math
 import operator
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
@@ -95,7 +96,12 @@ class Ledger:
 
     comparisons: list[Comparison] = field(default_factory=list)
     escapes: list[tuple[Expression, int, str]] = field(default_factory=list)
+    powers: list[Power] = field(default_factory=list)
     where: Callable[[], str] = lambda: "?"
+
+    def escaped(self) -> list[tuple[Expression, int, str]]:
+        """Return the tracked integers that were read as numbers, of which nobody knows what became."""
+        return [*self.escapes, *(power.escape for power in self.powers if power.escaped)]
 
 
 _ledger: ContextVar[Ledger | None] = ContextVar("ledger", default=None)
@@ -136,6 +142,106 @@ class Tracked(int):
 
     def __deepcopy__(self, memo: Any) -> int:
         return int(self)
+
+
+class Power(float):
+    """A number ``c * width ** exponent``: whoever multiplies a tensor by it can be made up for after a cut.
+
+    It is ``used`` once a tensor is multiplied by it, and ``leaked`` when anything else reads it.
+    """
+
+    base: Expression
+    exponent: float
+    escape: tuple[Expression, int, str]
+    used: bool
+    leaked: bool
+
+    @staticmethod
+    def of(value: float, base: Expression, exponent: float, escape: tuple[Expression, int, str]) -> Power:
+        """Make a power and enter it in the ledger."""
+        power = Power(value)
+        power.base, power.exponent, power.escape, power.used, power.leaked = base, exponent, escape, False, False
+        entries = _ledger.get()
+        if entries is not None:
+            entries.powers.append(power)
+        return power
+
+    @property
+    def escaped(self) -> bool:
+        """Nobody knows what became of the number."""
+        return self.leaked or not self.used
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return float, (float.__pos__(self),)
+
+    def __deepcopy__(self, memo: Any) -> float:
+        return float.__pos__(self)
+
+
+def _power_of(value: Any, whole: Tracked | Power, exponent: float) -> Any:
+    """Return ``value``, which is ``whole`` to a power times a constant, with its provenance."""
+    entries = _ledger.get()
+    if entries is None:
+        return value
+    if isinstance(whole, Power):
+        whole.used = True
+        return Power.of(value, whole.base, whole.exponent * exponent, whole.escape)
+    return Power.of(value, whole.expression, exponent, (whole.expression, int(whole), entries.where()))
+
+
+def _constant(value: Any) -> bool:
+    return type(value) in (int, float)
+
+
+def _scaling(kind: type, method: str, exponent: Callable[[Any], float]) -> Callable[..., Any]:
+    """Make an operator whose result is a power of the left side where the right side is a plain number."""
+    compute = getattr(kind, method)
+
+    def apply(self: Any, other: Any, *modulus: Any) -> Any:
+        value = compute(self, other, *modulus)
+        if value is NotImplemented and type(other) is float:
+            value = getattr(float, method)(float(int(self)), other)
+        if value is NotImplemented:
+            return value
+        if type(value) is float and _constant(other):
+            return _power_of(value, self, exponent(other))
+        return _leak(self, value, other)
+
+    return apply
+
+
+def _leak(self: Any, value: Any, *others: Any) -> Any:
+    for number in (self, *others):
+        if isinstance(number, Power):
+            number.leaked = True
+        elif isinstance(number, Tracked):
+            _escaped(number)
+    return value
+
+
+def _leaking(method: str) -> Callable[..., Any]:
+    compute = getattr(float, method)
+
+    def apply(self: Power, *others: Any) -> Any:
+        return _leak(self, compute(self, *others), *others)
+
+    return apply
+
+
+@contextmanager
+def tracked_roots() -> Iterator[None]:
+    """Let ``math.sqrt`` keep the provenance of what it is given."""
+    plain = math.sqrt
+
+    def sqrt(value: Any) -> Any:
+        root = plain(int(value) if isinstance(value, Tracked) else value)
+        return _power_of(root, value, 0.5) if isinstance(value, (Tracked, Power)) else root
+
+    math.sqrt = sqrt
+    try:
+        yield
+    finally:
+        math.sqrt = plain
 
 
 def _arithmetic(symbol: str, method: str, reflected: bool) -> Callable[[Tracked, Any], Any]:
@@ -188,6 +294,20 @@ for _symbol, _name in (("==", "eq"), ("!=", "ne"), ("<", "lt"), ("<=", "le"), ("
     setattr(Tracked, f"__{_name}__", _comparison(_symbol, f"__{_name}__"))
 for _name in ESCAPES:
     setattr(Tracked, f"__{_name}__", _escape(f"__{_name}__"))
+_SCALINGS: dict[str, Callable[[Any], float]] = {
+    "truediv": lambda other: 1.0,
+    "rtruediv": lambda other: -1.0,
+    "pow": float,
+}
+for _name, _exponent in _SCALINGS.items():
+    setattr(Tracked, f"__{_name}__", _scaling(int, f"__{_name}__", _exponent))
+    setattr(Power, f"__{_name}__", _scaling(float, f"__{_name}__", _exponent))
+for _name in ("mul", "rmul"):
+    setattr(Power, f"__{_name}__", _scaling(float, f"__{_name}__", lambda other: 1.0))
+for _name in """
+add radd sub rsub rpow floordiv rfloordiv mod rmod divmod rdivmod int round trunc float neg abs pos lt le gt ge eq ne
+""".split():
+    setattr(Power, f"__{_name}__", _leaking(f"__{_name}__"))
 
 
 def leaves(source: Expression) -> Iterator[Attribute | Width]:

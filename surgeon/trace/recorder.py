@@ -18,7 +18,7 @@ from torch.nn.modules import module as torch_module
 from surgeon.dispatch import ASIDES, SIZE_QUERIES, Applied, intercept, op_name
 from surgeon.errors import SurgeonError, TraceError
 from surgeon.modules import as_arguments, records, tensors_in, untouched
-from surgeon.trace.integers import Attribute, Ledger, Tracked, ledger
+from surgeon.trace.integers import Attribute, Ledger, Tracked, ledger, tracked_roots
 
 _TORCH = os.path.dirname(torch.__file__) + os.sep
 _OWN = os.path.dirname(os.path.dirname(__file__)) + os.sep
@@ -190,7 +190,7 @@ def record(
             torch_module.register_module_forward_hook(recording.leave, always_call=True),
         )
         try:
-            with torch.no_grad(), ledger(entries), intercept(recording):
+            with torch.no_grad(), ledger(entries), tracked_roots(), intercept(recording):
                 output = model(*args, **kwargs)
         except SurgeonError:
             raise

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import math
+from collections.abc import Callable
+
 import pytest
 import torch
 import torch.nn.functional as F
@@ -10,6 +13,15 @@ from torch import Tensor, nn
 import surgeon
 from surgeon.errors import PlanMismatch, VerificationError
 from tests.zoo.weights import randomize
+
+# How models write the root that attention divides by.
+ROOTS: dict[str, Callable[[Tensor, int], Tensor]] = {
+    "power": lambda q, width: q * q.shape[-1] ** -0.5,
+    "root": lambda q, width: q / math.sqrt(width),
+    "reciprocal": lambda q, width: q * (1 / math.sqrt(width)),
+    "twice": lambda q, width: q * (width**0.5 * 2) ** -1,
+    "in place": lambda q, width: q.mul_(width**-0.5),
+}
 
 
 class Attention(nn.Module):
@@ -39,8 +51,21 @@ class Attention(nn.Module):
             more = q.exp().sum(dim=(1, 3)).unsqueeze(-1)
         if self.kind == "own key":
             k = q
-        scale = 0.3 if self.kind == "explicit" else None
-        y = F.scaled_dot_product_attention(q, k, v, scale=scale)
+        if self.kind == "added":
+            more = self.width**-0.5
+        if self.kind == "reflected":
+            more = 1.0 / (3.0 + self.width**-0.5 / x.square().mean((1, 2), keepdim=True).add(1))
+        if self.kind == "product":
+            more = (torch.ones(1, dtype=x.dtype) * self.width**-0.5).sum()
+        if "scores" in self.kind:
+            scores = q @ k.transpose(-2, -1)
+            y = (scores / self.width**0.5).softmax(-1) @ v
+            more = scores.tanh().mean() if self.kind == "scores read twice" else 0.0
+        elif self.kind in ROOTS:
+            y = (ROOTS[self.kind](q, self.width) @ k.transpose(-2, -1)).softmax(-1) @ v
+        else:
+            scale = 0.3 if self.kind == "explicit" else self.width**-0.7 if self.kind == "computed" else None
+            y = F.scaled_dot_product_attention(q, k, v, scale=scale)
         if self.kind == "layer twice":
             q, k, v = self.split(x + 1)
             y = y + q
@@ -66,6 +91,21 @@ def test_the_width_shrinks_and_the_query_makes_up_for_it(kind: str) -> None:
     scaled = {scale.parameter for scale in plan.scales}
     assert scaled == ({"q_norm.weight", "q_norm.bias"} if kind == "norm" else {"qkv.weight", "qkv.bias"})
     assert [scale.factor for scale in plan.scales] == pytest.approx([0.5**0.5] * 2)
+
+
+@pytest.mark.parametrize("kind", [*ROOTS, "computed", "scores"])
+def test_however_the_root_is_written(kind: str) -> None:
+    _, small, plan, proof = cut(kind)
+    assert proof.difference < 1e-12 and small.width == 4
+    assert {scale.parameter for scale in plan.scales} == {"qkv.weight", "qkv.bias"}
+    power = 0.7 if kind == "computed" else 0.5
+    assert [scale.factor for scale in plan.scales] == pytest.approx([0.5**power] * 2)
+
+
+@pytest.mark.parametrize("kind", ["added", "scores read twice", "reflected", "product"])
+def test_other_uses_of_a_width_as_a_number_pin_it(kind: str) -> None:
+    _, small, plan, proof = cut(kind)
+    assert proof.difference < 1e-12 and small.width == 8 and not plan.scales
 
 
 def test_only_the_rows_of_the_query_are_scaled() -> None:

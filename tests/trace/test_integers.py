@@ -129,14 +129,14 @@ def test_nothing_is_noted_outside_a_ledger() -> None:
     with ledger(entries):
         pass
     assert Tracked(3, HEADS) == 3
-    assert not entries.comparisons and not entries.escapes
+    assert not entries.comparisons and not entries.escaped()
 
 
 @pytest.mark.parametrize("escape", [float, lambda n: n / 2, lambda n: 2 / n, lambda n: n**2, lambda n: 2**n])
 def test_leaving_the_integers_is_noted(escape: Callable[[int], Any]) -> None:
     with ledger(Ledger(where=lambda: "here")) as entries:
         assert escape(Tracked(3, HEADS)) == escape(3)
-    assert entries.escapes == [(HEADS, 3, "here")]
+    assert entries.escaped() == [(HEADS, 3, "here")]
 
 
 @given(SMALL)

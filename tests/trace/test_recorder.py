@@ -215,7 +215,7 @@ def test_comparisons_of_sizes_are_in_the_ledger() -> None:
         assert (noted.relation, noted.outcome) == ("==", width == 4)
         assert Attribute("", "width") in (noted.left, noted.right)
         assert "x.shape[1] == self.width" in noted.source
-        assert len(entries.escapes) == escapes
+        assert len(entries.escaped()) == escapes
 
 
 def test_branches_of_training_mode_run_on_demand() -> None:

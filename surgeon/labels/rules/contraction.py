@@ -12,7 +12,7 @@ from surgeon.labels.contract import Operand, contract, spell
 from surgeon.labels.family import Extent
 from surgeon.labels.flow import Flow
 from surgeon.labels.notation import Notation, Token, parse
-from surgeon.trace import Call
+from surgeon.trace import Call, Power, Width
 
 _CONV = "input[n (g i) *] weight[(g o) i *] bias[(g o)] stride padding dilation groups=g -> n (g o) *"
 _CONV_TRANSPOSED = (
@@ -230,8 +230,14 @@ def embedding(flow: Flow, call: Call) -> None:
 
 def attention(flow: Flow, call: Call) -> None:
     """query[... l d] key[... s d] value[... s v] -> ... l v: s stays, and d where its root can't be made up for."""
-    if call.argument(6, "scale") is None:
-        flow.rooted(call.argument(0, "query"), f"{call.name} divides by the square root of this width")
+    query, scale = call.argument(0, "query"), call.argument(6, "scale")
+    if isinstance(scale, Power):
+        scale.used = True
+        flow.rooted(query, scale.base, scale.escape[1], scale.exponent, "scaled by a power of a width")
+    if scale is None:
+        extent = flow.extent(flow.value(query), query.dim() - 1)
+        width = Width(extent, extent.size) if isinstance(extent, Extent) else extent
+        flow.rooted(query, width, query.size(-1), -0.5, f"{call.name} divides by the square root of this width")
     for tensor in (call.argument(1, "key"), call.argument(2, "value")):
         flow.solid(tensor, [-2], f"{call.name} normalises over these positions")
     heads = ("(h r)", "h", "h") if call.kwargs.get("enable_gqa") else ("", "", "")
