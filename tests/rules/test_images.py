@@ -105,11 +105,8 @@ def _roi_pool(x: Any, rois: Any, scale: float, ph: int, pw: int) -> Any:
     return pooled, pooled.argsort(1)
 
 
-def _nms(boxes: Any, scores: Any, threshold: float) -> Any:
-    return scores.argsort(descending=True)
-
-
-_IMPLEMENTED = {"deform_conv2d": _deform_conv, "roi_align": _roi_align, "roi_pool": _roi_pool, "nms": _nms}
+# The stub has the others.
+_IMPLEMENTED = {"deform_conv2d": _deform_conv, "roi_pool": _roi_pool}
 _LIBRARY = torch.library.Library("torchvision", "IMPL")
 for _name, _function in _IMPLEMENTED.items():
     if not torch._C._dispatch_has_kernel_for_dispatch_key(f"torchvision::{_name}", "CPU"):
