@@ -95,7 +95,7 @@ class Space:
 
     def split(self, cells: Tensor) -> Tensor:
         """Give parents to the rows of a table ``cells [rows, columns]``; returns ``[rows]``."""
-        parents = self.fresh(cells.shape[0])
+        parents = self._parents(cells)
         self._imply(cells, parents)
         self.balance(cells)
         return parents
@@ -106,12 +106,21 @@ class Space:
         A cell is now the meeting of its column and its row, if ``rows [columns, rows]`` are given, and no longer dies
         alone.
         """
-        parents = self.fresh(cells.shape[0])
+        parents = self._parents(cells)
         self._imply(cells, parents)
         self.bind(cells, "the same column of every row goes together")
         if rows is not None:
             self._meet(cells, (parents[:, None], rows))
         return parents
+
+    def _parents(self, rows: Tensor) -> Tensor:
+        """Make a label per row of a table; rows of the same cells, such as a head in every example, are one."""
+        if len(torch.unique(rows[:, 0])) == len(rows):
+            return self.fresh(len(rows))
+        _, same = np.unique(rows.numpy(), axis=0, return_inverse=True)
+        _, first, order = np.unique(same, return_index=True, return_inverse=True)
+        rank = np.argsort(np.argsort(first))  # in the order in which they come
+        return self.fresh(len(first))[torch.from_numpy(rank[order])]
 
     def product(self, parts: Sequence[Tensor]) -> Tensor:
         """Make labels that live iff all the given labels live, position by position."""
