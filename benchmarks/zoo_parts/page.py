@@ -59,7 +59,8 @@ def _total(name: str, rows: Sequence[Row]) -> Row:
         "differs": ours["differs"],
         "others": len(mine) - ours["verified"] - ours["differs"],
         "mean pinned share": _percent(sum(pinned) / len(pinned) if pinned else None),
-        "torch-pruning equal": peer["equal"],
+        "tried with torch-pruning": sum(peer.values()),
+        "equal": peer["equal"],
         "runs": peer["runs"],
         "differs, breaks or fails": sum(peer.values()) - peer["equal"] - peer["runs"],
     }
@@ -79,6 +80,8 @@ def page(rows: Sequence[Row], environment: str) -> str:
         "`pruning_ratio=0.5`, layers as wide as the output left out. *equal*: it runs, and computes what the masked",
         "original computes; *runs*: it runs in eval and in training mode, and zeros can't tell whether it is right,",
         "since norms or softmax run over the width; *differs*: it runs and computes something else.",
+        "",
+        "A dash means that a model was not tried.",
         "",
         f"Measured with {environment}.",
         "",
