@@ -47,7 +47,9 @@ class Counts:
     def __init__(self, solution: Solution) -> None:
         self.solution = solution
         self.rows: list[np.ndarray] = []
-        self._by_content: dict[bytes, int] = {}
+        self._by_content: dict[tuple[int, int], int] = {}
+        # Multisets of classes are told apart by length and a 64-bit sum, which needs no sorting.
+        self._weights = np.random.default_rng(0).integers(1, 2**62, solution.classes, dtype=np.int64)
         self._by_tensor: dict[int, tuple[int, Tensor]] = {}
         self._by_shape: dict[tuple[Any, ...], tuple[tuple[int | Counted, ...], tuple[Family, ...]]] = {}
 
@@ -55,8 +57,8 @@ class Counts:
         known = self._by_tensor.get(id(labels))
         if known is not None:
             return known[0]
-        classes = np.sort(self.solution.class_of[labels.reshape(-1).numpy()])
-        number = self._by_content.setdefault(classes.tobytes(), len(self.rows))
+        classes = self.solution.class_of[labels.reshape(-1).numpy()]
+        number = self._by_content.setdefault((len(classes), int(self._weights[classes].sum())), len(self.rows))
         if number == len(self.rows):
             self.rows.append(classes)
         self._by_tensor[id(labels)] = (number, labels)

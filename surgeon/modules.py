@@ -5,6 +5,7 @@ from __future__ import annotations
 import gc
 import logging
 import os
+from collections import OrderedDict
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from difflib import get_close_matches
@@ -70,17 +71,22 @@ def as_arguments(example_inputs: Any) -> tuple[tuple[Any, ...], dict[str, Any]]:
 
 
 @lru_cache(maxsize=1024)
-def _is_record(kind: type) -> bool:
+def _is_record(kind: Any) -> bool:
     """Whether instances hold plain attributes, as configurations do."""
     other = (Tensor, nn.Module, type, Enum, Mapping, list, tuple, set, logging.Logger)
     names = dir(kind)
     return "__dict__" in names and "__call__" not in names and not issubclass(kind, other)
 
 
+# Most attributes of modules are of these types, which need no closer look.
+_PLAIN = frozenset({bool, int, float, str, tuple, list, set, dict, OrderedDict, type(None), torch.Size, nn.Parameter})
+
+
 def records(module: nn.Module) -> Iterator[tuple[str, dict[str, Any]]]:
     """Yield name and attributes of the configurations and other plain objects that a module holds."""
     for name, value in vars(module).items():
-        if not isinstance(value, dict) and _is_record(type(value)):  # type: ignore[arg-type]  # a class has a hash
+        kind: Any = type(value)
+        if kind not in _PLAIN and _is_record(kind):
             yield name, vars(value)
 
 

@@ -93,10 +93,6 @@ def test_convolutions_in_a_row(case: Case) -> None:
     )
 
 
-@pytest.mark.xfail(
-    reason="a weight folded from two parameters dimensions can lose unlike rows and columns; the proof refuses it",
-    strict=False,
-)
 @square("conv_transpose1d", "conv_transpose2d", "conv_transpose3d", examples=40)
 def test_transposed_convolution(case: Case) -> None:
     rank, groups, i, o = case.size(1, 3), case.size(1, 3), case.size(1, 3), case.size(1, 3)

@@ -45,6 +45,8 @@ def run_line(flow: Flow, call: Call, notation: Notation) -> None:
     """Apply a line of notation to a call."""
     operands, tensors, known, sizes = [], [], {}, []
     convolution = call.name in LINES and call.name.startswith("conv")
+    if convolution and _folded(flow, call):
+        return flow.unknown(call, "a grouped convolution with a weight that is folded from one dimension")
     if convolution and call.args[0].dim() < call.argument(1, "weight").dim():
         notation = _unbatched(notation)
     for argument in notation.arguments:
@@ -69,6 +71,16 @@ def run_line(flow: Flow, call: Call, notation: Notation) -> None:
         if dims:
             flow.reduced(tensor, dims)
     flow.roles(notation, operands, rank)
+
+
+def _folded(flow: Flow, call: Call) -> bool:
+    """Whether rows and columns of a grouped weight are one dimension of a parameter, which evens out neither."""
+    weight = flow.look(call.argument(1, "weight"))
+    return (
+        weight.leaf is None
+        and call.argument(6, "groups", 1) != 1
+        and any(len(family.dims) > 1 for family in weight.families)
+    )
 
 
 @cache

@@ -31,6 +31,8 @@ def setitem(flow: Flow, call: Call) -> None:
     if not isinstance(given, Tensor) or not given.dim():
         return
     source = flow.value(given)
+    if any(len(family.dims) > 1 for family in (*flow.value(tensor).families, *source.families)):
+        return flow.unknown(call, "writes into rows that hold different columns")
     lead = len(region.shape) - len(source.shape)
     shape = (1,) * lead + source.shape if lead >= 0 else source.shape[-lead:]
     families = [flow.widen(f, len(shape)) for f in source.families] if lead >= 0 else source.families
