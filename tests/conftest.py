@@ -21,9 +21,10 @@ torch.set_num_threads(1)
 
 # The first example of a test pays for imports and traces, which says nothing about the code under test.
 hypothesis.settings.register_profile("default", deadline=None)
-# The same examples on every run, so that a change is never blamed for a case it did not bring about.
-hypothesis.settings.register_profile("ci", parent=hypothesis.settings.get_profile("default"), derandomize=True)
-hypothesis.settings.load_profile("ci" if os.environ.get("CI") else "default")
+# The same examples on every run, so that a change is never blamed for a case it did not bring about; a hunt for bugs
+# (SURGEON_EFFORT=10) draws new ones.
+hypothesis.settings.register_profile("same", parent=hypothesis.settings.get_profile("default"), derandomize=True)
+hypothesis.settings.load_profile("default" if os.environ.get("SURGEON_EFFORT") else "same")
 
 
 @pytest.fixture(autouse=True)

@@ -209,8 +209,12 @@ def fuse(space: Space, families: Sequence[Family]) -> list[Family]:
 
 
 def _joined(space: Space, families: Sequence[Family]) -> Family:
-    rows = {row.dims: row for family in families for row in family.parents}
-    return with_rows(space, space.product([f.labels for f in families]), list(rows.values()))
+    rows: dict[Dims, list[Family]] = {}
+    for row in (row for family in families for row in family.parents):
+        rows.setdefault(row.dims, []).append(row)
+    # Where the families have rows of their own, a row of both lives iff some cell of both does: it gets a new label.
+    shared = [same[0] for same in rows.values() if all(torch.equal(same[0].labels, row.labels) for row in same)]
+    return with_rows(space, space.product([f.labels for f in families]), shared)
 
 
 # -- projection --------------------------------------------------------------------------------------

@@ -220,7 +220,10 @@ def arrange(solution: Solution, incidence: sparse.csr_matrix) -> list[Block]:
     touched = (closure @ incidence.T).tocsr()
     rows, bounds = _table_rows(solution)
     partial, full = _losses(closure, rows)
-    mark = signatures(sparse.hstack([touched, partial]).tocsr())
+    # Which rows go whole tells units apart only by how many: heads are alike though each takes a row of its own.
+    table_of = np.repeat(np.arange(len(bounds) - 1), np.diff(bounds))
+    gone = full @ incidence_of(table_of, len(bounds) - 1)
+    mark = signatures(sparse.hstack([touched, partial, gone]).tocsr())
     _, atom_of = np.unique(mark, return_inverse=True)
     atoms = members_of(atom_of)
     first = np.array([atom[0] for atom in atoms], dtype=int)
@@ -231,6 +234,12 @@ def arrange(solution: Solution, incidence: sparse.csr_matrix) -> list[Block]:
     uneven = _imbalance(components, parts, steps, partial, full, bounds)
     why = {i: Reason("rows of a split can't all lose equally many positions", solution.tables[t].at) for i, t in uneven}
     return [Block(tuple(part), step, why.get(i)) for i, (part, step) in enumerate(zip(parts, steps))]
+
+
+def incidence_of(group: np.ndarray, count: int) -> sparse.csr_matrix:
+    """Return which of ``count`` groups each position is in, ``[positions, groups]``."""
+    ends = np.arange(len(group) + 1)
+    return sparse.csr_matrix((np.ones(len(group), np.int32), group, ends), shape=(len(group), count))
 
 
 def _table_rows(solution: Solution) -> tuple[sparse.csr_matrix, np.ndarray]:

@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from surgeon.labels.family import Value, extent, move, project
+from surgeon.labels.family import Value, extent, move, project, solid_value
 from surgeon.labels.flow import Flow, Rule, is_tracked
 from surgeon.labels.meet import Frame, meet
 from surgeon.labels.rules.movement import rerun
@@ -28,17 +28,17 @@ def setitem(flow: Flow, call: Call) -> None:
     region = _picked(flow, tensor, index)
     if is_tracked(given):
         flow.size(given, int(given), "read by setitem")
-    if not isinstance(given, Tensor) or not given.dim():
-        return
-    source = flow.value(given)
+    source = flow.value(given) if isinstance(given, Tensor) else solid_value(())
     if any(len(family.dims) > 1 for family in (*flow.value(tensor).families, *source.families)):
         return flow.unknown(call, "writes into rows that hold different columns")
+    if not source.shape:
+        return
     lead = len(region.shape) - len(source.shape)
     shape = (1,) * lead + source.shape if lead >= 0 else source.shape[-lead:]
     families = [flow.widen(f, len(shape)) for f in source.families] if lead >= 0 else source.families
     because = "written into a tensor that can't shrink there"
     if lead < 0:
-        return flow.solid(given, range(given.dim()), because)
+        return flow.solid(given, range(len(source.shape)), because)
     meet(flow.space, [Frame(region.shape, list(region.families), solid_because=because), Frame(shape, families)])
 
 
