@@ -124,6 +124,32 @@ def test_without_the_factor_the_proof_fails() -> None:
         surgeon.verify(model, small, plan, torch.randn(2, 6, 5, dtype=torch.float64))
 
 
+class Mixed(nn.Module):
+    """Attention over tokens that can go too; flattened, the query has labels of its own, where it is read again."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.tokens, self.back = nn.Linear(6, 10), nn.Linear(10, 6)
+        self.q, self.k, self.v, self.out = (nn.Linear(8, 8) for _ in range(4))
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.tokens(x.mT).mT
+        q, k, v = self.q(x), self.k(x), self.v(x)
+        y = (q * q.shape[-1] ** -0.5 @ k.mT).softmax(-1) @ v
+        again = q.flatten(1).tanh().unflatten(1, (x.shape[1], q.shape[-1]))
+        return self.out(self.back((y + again).mT).mT)
+
+
+def test_the_width_stays_where_the_query_is_read_again_under_new_labels() -> None:
+    torch.manual_seed(0)
+    model = Mixed().double().eval()
+    randomize(model)
+    x = torch.randn(2, 6, 8, dtype=torch.float64)
+    result = surgeon.prune(model, x, ratio=0.5, criterion="random", scope="local")
+    assert result.model.q.out_features == 8 and not result.plan.scales
+    assert result.model.tokens.out_features == 5
+
+
 @pytest.mark.parametrize("kind", ["doubled", "read twice", "own key", "layer twice"])
 def test_the_width_stays_where_the_factor_would_reach_something_else(kind: str) -> None:
     _, small, plan, proof = cut(kind)
