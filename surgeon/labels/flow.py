@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import weakref
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from typing import Any
+from typing import Any, TypeVar
 
 from torch import Tensor
 
@@ -30,6 +30,7 @@ from surgeon.trace import Call, Expression, Power, Tracked, Width
 from surgeon.trace.integers import expression
 
 Rule = Callable[["Flow", Call], None]
+Number = TypeVar("Number", bound=float)
 
 # Ops that multiply their first tensor by a number, or divide it.
 _FACTORS = {"mul": 1, "multiply": 1, "div": -1, "divide": -1, "true_divide": -1, "truediv": -1}
@@ -235,7 +236,7 @@ class Flow:
 
     def _powers(self, call: Call) -> None:
         """Note what becomes of numbers that were computed from a width."""
-        powers = [given for given in (*call.args, *call.kwargs.values()) if isinstance(given, Power)]
+        powers = list(numbers_in([call.args, call.kwargs], Power))
         for power in powers:
             sign = _FACTORS.get(call.name, 0)
             first = call.args[0] if call.args else None
@@ -286,7 +287,7 @@ class Flow:
 
     def literal(self, call: Call) -> None:
         """What is made of the integers of a call does not follow them: they keep their values."""
-        for given in integers_in([call.args, call.kwargs]):
+        for given in numbers_in([call.args, call.kwargs], int):
             if is_tracked(given):
                 self.size(given, int(given), f"read by {call.name}")
 
@@ -333,13 +334,13 @@ def _settings(call: Call) -> dict[str, Any]:
     return settings
 
 
-def integers_in(tree: Any) -> Iterator[int]:
-    """Yield the integers inside nested tuples, lists and dicts."""
-    if isinstance(tree, int):
+def numbers_in(tree: Any, kind: type[Number]) -> Iterator[Number]:
+    """Yield the numbers of a kind inside nested tuples, lists and dicts."""
+    if isinstance(tree, kind):
         yield tree
     elif isinstance(tree, (tuple, list, Mapping)):
         for item in tree.values() if isinstance(tree, Mapping) else tree:
-            yield from integers_in(item)
+            yield from numbers_in(item, kind)
 
 
 def is_tracked(value: Any) -> bool:

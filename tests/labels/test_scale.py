@@ -57,6 +57,9 @@ class Attention(nn.Module):
             more = 1.0 / (3.0 + self.width**-0.5 / x.square().mean((1, 2), keepdim=True).add(1))
         if self.kind == "product":
             more = (torch.ones(1, dtype=x.dtype) * self.width**-0.5).sum()
+        if self.kind == "in a list":
+            scale = self.width**-0.5
+            q, more = q * scale, torch.tensor([scale], dtype=x.dtype)
         if "scores" in self.kind:
             scores = q @ k.transpose(-2, -1)
             y = (scores / self.width**0.5).softmax(-1) @ v
@@ -64,7 +67,8 @@ class Attention(nn.Module):
         elif self.kind in ROOTS:
             y = (ROOTS[self.kind](q, self.width) @ k.transpose(-2, -1)).softmax(-1) @ v
         else:
-            scale = 0.3 if self.kind == "explicit" else self.width**-0.7 if self.kind == "computed" else None
+            scale = {"explicit": 0.3, "in a list": 1.0}.get(self.kind)
+            scale = self.width**-0.7 if self.kind == "computed" else scale
             y = F.scaled_dot_product_attention(q, k, v, scale=scale)
         if self.kind == "layer twice":
             q, k, v = self.split(x + 1)
@@ -102,7 +106,7 @@ def test_however_the_root_is_written(kind: str) -> None:
     assert [scale.factor for scale in plan.scales] == pytest.approx([0.5**power] * 2)
 
 
-@pytest.mark.parametrize("kind", ["added", "scores read twice", "reflected", "product"])
+@pytest.mark.parametrize("kind", ["added", "scores read twice", "reflected", "product", "in a list"])
 def test_other_uses_of_a_width_as_a_number_pin_it(kind: str) -> None:
     _, small, plan, proof = cut(kind)
     assert proof.difference < 1e-12 and small.width == 8 and not plan.scales
