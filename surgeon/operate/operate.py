@@ -146,7 +146,8 @@ def _twins(model: nn.Module, plan: Plan) -> dict[int, Any]:
 
 def _hold(model: nn.Module, twins: dict[int, Any]) -> None:
     """Make modules, and the copies themselves, hold the copies."""
-    for attributes in (*map(vars, model.modules()), *map(vars, twins.values())):
+    holders: list[dict[str, Any]] = [vars(held) for held in (*model.modules(), *twins.values())]
+    for attributes in holders:
         attributes.update({name: twins[id(value)] for name, value in attributes.items() if id(value) in twins})
 
 
