@@ -13,7 +13,7 @@ from torch.export import ExportedProgram
 from surgeon.errors import PlanMismatch, SurgeonError, UnsupportedModel
 from surgeon.exported import Program, rebuild
 from surgeon.modules import Model, bare, holder, records
-from surgeon.operate.select import select, spread
+from surgeon.operate.select import factors, select, shrunk
 from surgeon.plan.plan import Edit, Plan
 
 
@@ -109,16 +109,12 @@ def _apply(module: nn.Module, edit: Edit) -> None:
 
 
 def _cut(tensor: Tensor, plan: Plan, name: str) -> Tensor:
-    cut = plan.cuts[name]
-    kept = select(tensor, cut)
-    factors = [select(spread(scale, tensor), cut) for scale in plan.scales if scale.parameter == name]
-    for factor in factors:
-        kept *= factor
+    kept = shrunk(tensor, plan, name)
     if isinstance(tensor, nn.Parameter):
         kept = type(tensor)(kept, requires_grad=tensor.requires_grad)
         if tensor.grad is not None:
-            kept.grad = select(tensor.grad, cut)
-            for factor in factors:
+            kept.grad = select(tensor.grad, plan.cuts[name])
+            for factor in factors(tensor, plan, name):
                 kept.grad /= factor  # the loss depends on factor * weight as it did on the weight
     for key, value in vars(tensor).items():
         setattr(kept, key, value)
