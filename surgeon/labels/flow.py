@@ -27,7 +27,7 @@ from surgeon.labels.ops import Op, Reduction, Root, Shape, SizeUse
 from surgeon.labels.space import Space
 from surgeon.modules import tensors_in
 from surgeon.trace import Call, Expression, Power, Tracked, Width
-from surgeon.trace.integers import expression
+from surgeon.trace.integers import expression, leaves
 
 Rule = Callable[["Flow", Call], None]
 Number = TypeVar("Number", bound=float)
@@ -137,12 +137,14 @@ class Flow:
 
     def _apply(self, rule: Rule, call: Call) -> None:
         """Run a rule; one that can't make sense of its call leaves what it has said so far, and pins the rest."""
+        said = len(self.sizes_used)
         try:
             rule(self, call)
         except SurgeonError:
             raise
         except Exception as error:
             self.unknown(call, f"the rule does not cover this case ({type(error).__name__}: {error})")
+        self.literal(call, said)
 
     def _log(
         self, call: Call, given: list[Tensor], values: list[Value], before: list[Shape], results: list[Tensor]
@@ -285,10 +287,17 @@ class Flow:
         for tensor in tensors_in(call.result):
             self.set(tensor, [])
 
-    def literal(self, call: Call) -> None:
-        """What is made of the integers of a call does not follow them: they keep their values."""
+    def literal(self, call: Call, said: int | None = None) -> None:
+        """What is made of the integers of a call does not follow them: they keep their values.
+
+        Parameters
+        ----------
+        said : sizes from this one on were noted by the call's rule, which knows what becomes of their integers
+        """
+        noted = [use.expression for use in self.sizes_used[said:]] if said is not None else []
+        known = {leaf for source in noted for leaf in leaves(source)}
         for given in numbers_in([call.args, call.kwargs], int):
-            if is_tracked(given):
+            if is_tracked(given) and not known.issuperset(leaves(expression(given))):
                 self.size(given, int(given), f"read by {call.name}")
 
     def align(self, tensor: Tensor, dims: Sequence[int]) -> None:

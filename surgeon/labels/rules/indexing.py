@@ -71,17 +71,35 @@ def _consumes(entry: Any) -> int:
 
 def _slice(flow: Flow, tensor: Tensor, dim: int, entry: slice) -> None:
     value = flow.value(tensor)
-    if not value.along(dim) and dim not in value.unbound:
-        return
-    if entry.step is not None and int(entry.step) != 1:
-        return flow.solid(tensor, [dim], "picked with a stride")
     size = value.shape[dim]
-    for bound, what in ((entry.start, "start"), (entry.stop, "stop")):
-        if bound is None or int(bound) == 0 or (what == "stop" and int(bound) >= size):
+    strided = entry.step is not None and int(entry.step) != 1
+    if strided:
+        flow.solid(tensor, [dim], "picked with a stride")
+    for bound, what in ((entry.start, "start"), (entry.stop, "stop"), (entry.step, "step")):
+        if bound is None:
             continue
-        if not -size < int(bound) < size:
-            return flow.solid(tensor, [dim], "a slice that reaches beyond the dimension")
-        bound_at(flow, value, dim, bound, what)
+        if strided or what == "step" or not value.along(dim) or int(bound) == 0:
+            _kept(flow, bound, what)
+        elif what == "stop" and int(bound) >= size:
+            _up_to_the_end(flow, value, dim, bound)
+        elif -size < int(bound) < size:
+            bound_at(flow, value, dim, bound, what)
+        else:
+            flow.solid(tensor, [dim], "a slice that reaches beyond the dimension")
+            _kept(flow, bound, what)
+
+
+def _kept(flow: Flow, bound: Any, what: str) -> None:
+    """A bound in a dimension that stays has to stay as well."""
+    flow.size(bound, int(bound), f"slice {what}")
+
+
+def _up_to_the_end(flow: Flow, value: Value, dim: int, stop: Any) -> None:
+    """A number at or beyond the end is so after the cut too; a size may shrink by more than the dimension does."""
+    if is_tracked(stop) and int(stop) == value.shape[dim]:
+        flow.size(stop, flow.extent(value, dim), "slice stop")
+    else:
+        _kept(flow, stop, "stop")
 
 
 def bound_at(flow: Flow, value: Value, dim: int, bound: Any, what: str) -> None:
