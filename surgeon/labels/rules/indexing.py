@@ -56,6 +56,8 @@ def _picked(flow: Flow, tensor: Tensor, index: Any) -> Value:
         elif entry is not None and not isinstance(entry, bool):
             width = _consumes(entry)
             flow.solid(tensor, range(dim, dim + width), "picked by a constant index")
+            if isinstance(entry, Tensor):
+                flow.solid(entry, range(entry.dim()), "a table of indices")
             dim += width
     value = flow.value(tensor)
     plain = tuple(torch.as_tensor(e) if isinstance(e, list) else e for e in entries)
