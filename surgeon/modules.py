@@ -115,7 +115,9 @@ def untouched(model: nn.Module) -> Iterator[None]:
     ]
     plain = {id(attributes): attributes for module in model.modules() for _, attributes in records(module)}
     saved += [(attributes, dict(attributes), []) for attributes in plain.values()]
-    buffers = [(buffer, buffer._version, buffer.detach().clone()) for buffer in model.buffers() if not buffer.is_inference()]
+    buffers = [
+        (buffer, buffer._version, buffer.detach().clone()) for buffer in model.buffers() if not buffer.is_inference()
+    ]
     devices = sorted({p.device.index or 0 for p in model.parameters() if p.device.type == "cuda"})
     try:
         with torch.random.fork_rng(devices=devices):
