@@ -127,11 +127,11 @@ def test_operators_are_intercepted_as_they_are_spelled() -> None:
         seen.append(op_name(function))
         return function(*args, **kwargs)
 
-    x = t(2, 4)
+    x, y = t(2, 4), t(2, 3)
     with intercept(listen):
         ATEN.relu.default(x)
         ATEN.native_layer_norm.default(x, [4], None, None, 1e-5)
-        ATEN.index_put.default(x, [None, INDEX], t(2, 3), True)
+        ATEN.index_put.default(x, [None, INDEX], y, True)
     assert seen == ["relu", "layer_norm", "index_put"]
 
 
