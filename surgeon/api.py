@@ -83,7 +83,7 @@ def prune(
     check : prove the result against the masked original
     method : what to run instead of ``forward``
     budget : ``flops``, ``params`` (what may remain), ``ratio`` (what goes), ``scope``, ``round_to``, ``floor``,
-        ``groups``: see ``plan``
+        ``groups``, ``heads``: see ``plan``
 
     Raises
     ------
