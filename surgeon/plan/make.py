@@ -22,7 +22,8 @@ from surgeon.plan.allocate import (
 from surgeon.plan.describe import describe
 from surgeon.plan.ladders import ladders
 from surgeon.plan.plan import Plan
-from surgeon.plan.solve import Choice, Problem, solve
+from surgeon.plan.problem import Problem
+from surgeon.plan.solve import Choice, solve
 
 if TYPE_CHECKING:
     from surgeon.graph import DependencyGraph
@@ -206,9 +207,7 @@ def _budgets(graph: DependencyGraph, target: Mapping[str, Any]) -> list[Budget]:
 # -- ratio -------------------------------------------------------------------------------------------
 
 
-def _by_ratio(
-    graph: DependencyGraph, found: Sequence[Ladder], ratio: float, settings: Mapping[str, Any]
-) -> Plan:
+def _by_ratio(graph: DependencyGraph, found: Sequence[Ladder], ratio: float, settings: Mapping[str, Any]) -> Plan:
     choose = by_ratio_locally if settings["scope"] == "local" else by_ratio_globally
     chosen = choose(found, ratio)
     removed = [int(ladder.rungs[rung]) for ladder, rung in zip(found, chosen)]
