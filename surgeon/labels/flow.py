@@ -22,6 +22,7 @@ from surgeon.labels.family import (
     project,
     solid_value,
 )
+from surgeon.labels.lifetimes import Lifetimes
 from surgeon.labels.notation import Notation
 from surgeon.labels.ops import Op, Reduction, Root, Shape, SizeUse
 from surgeon.labels.space import Space
@@ -81,6 +82,7 @@ class Flow:
         self.pending: list[Reduction] = []
         self.current: tuple[Any, ...] = ()
         self.crossed: dict[tuple[bytes, ...], Tensor] = {}
+        self.lifetimes = Lifetimes(tensors.values())
         for name, tensor in tensors.items():
             if tensor not in self.values:
                 self.values[tensor] = self.leaves[name] = _leaf(name, tensor)
@@ -155,8 +157,10 @@ class Flow:
         makers = tuple(v.maker for v in values)
         inplace = any(t is r for t in given for r in results)
         made = [self.look(tensor) for tensor in results]
-        for value in made:
+        shapes = tuple((v.shape, tuple(v.families)) for v in made)
+        for value, tensor, shape in zip(made, results, shapes):
             value.maker, value.upstream = len(self.ops), origin
+            self.lifetimes.made(tensor, shape)
         self.ops.append(
             Op(
                 call.index,
@@ -165,7 +169,7 @@ class Flow:
                 call.location,
                 # A parameter's families are known only now; an activation may just have been written in place.
                 tuple((v.shape, tuple(v.families)) if v.leaf else shape for v, shape in zip(values, before)),
-                tuple((v.shape, tuple(v.families)) for v in made),
+                shapes,
                 tuple(sorted(upstream)),
                 parameters,
                 _settings(call),
@@ -174,6 +178,7 @@ class Flow:
                 inplace,
             )
         )
+        self.lifetimes.now = len(self.ops)
 
     # -- for rules -----------------------------------------------------------------------------------
 
@@ -319,6 +324,7 @@ class Flow:
         """Register the model's inputs: solid."""
         for tensor in tensors_in(tree):
             self.values[tensor] = solid_value(tensor.shape)
+            self.lifetimes.give(tensor)
 
     def take(self, tree: Any) -> None:
         """Register the model's outputs: solid."""
