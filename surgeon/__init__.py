@@ -11,7 +11,7 @@ from surgeon.api import Result, prune, trace
 from surgeon.errors import SurgeonError
 from surgeon.labels.rules.custom import rule
 from surgeon.operate import operate
-from surgeon.plan import Plan, plan
+from surgeon.plan import Pareto, Plan, pareto, plan
 from surgeon.report import Report, compare
 from surgeon.score import score
 from surgeon.verify import Proof, verify
@@ -19,6 +19,7 @@ from surgeon.verify import Proof, verify
 __version__ = "0.1.0"
 
 __all__ = [
+    "Pareto",
     "Plan",
     "Proof",
     "Report",
@@ -26,6 +27,7 @@ __all__ = [
     "SurgeonError",
     "compare",
     "operate",
+    "pareto",
     "plan",
     "prune",
     "rule",

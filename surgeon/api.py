@@ -112,3 +112,7 @@ def _check_names(budget: dict[str, Any]) -> None:
             near = get_close_matches(name, known, n=1)
             hint = f"; did you mean {near[0]!r}?" if near else f"; there are {', '.join(known)}"
             raise BudgetError(f"unknown option {name!r}{hint}")
+        if isinstance(budget[name], (list, tuple)):
+            raise BudgetError(
+                f"{name}={budget[name]!r}: prune makes one model; surgeon.plan makes nested plans of a list"
+            )

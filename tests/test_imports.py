@@ -137,6 +137,7 @@ def test_types_only_imports_are_told_apart(tmp_path: Path) -> None:
 
 def test_public_names() -> None:
     assert surgeon.__all__ == [
+        "Pareto",
         "Plan",
         "Proof",
         "Report",
@@ -144,6 +145,7 @@ def test_public_names() -> None:
         "SurgeonError",
         "compare",
         "operate",
+        "pareto",
         "plan",
         "prune",
         "rule",

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from itertools import pairwise
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -284,3 +285,29 @@ def test_auto_rounds_to_what_the_device_likes() -> None:
     assert plan.settings["round_to"] == 8 and all(n % 8 == 0 for n in left(plan).values())
     with pytest.raises(BudgetError, match="'auto'"):
         planned(flops=0.5, round_to="nicely")
+
+
+def test_pareto_is_a_falling_curve_of_nested_plans(tmp_path: Path) -> None:
+    graph = surgeon.trace(Residual(width=32, inner=48), image())
+    curve = surgeon.pareto(graph, surgeon.score(graph), flops=(0.3, 0.9), points=5)
+    assert len(curve.plans) == 5 and curve.left[0] <= 0.9 and curve.left[-1] <= 0.3
+    assert all(a > b for a, b in pairwise(curve.left)) and all(a < b for a, b in pairwise(curve.losses))
+    assert len(str(curve).splitlines()) == 6
+    pytest.importorskip("matplotlib")
+    curve.plot(tmp_path / "curve.svg")
+    assert "predicted loss" in (tmp_path / "curve.svg").read_text()
+
+
+@pytest.mark.parametrize(
+    "options", [{}, {"flops": 0.5}, {"flops": (0.5, 0.5)}, {"flops": (0.2, 0.9), "params": (0.2, 0.9)}, {"points": 1}]
+)
+def test_pareto_refuses_what_is_no_pair(options: dict[str, Any]) -> None:
+    graph = surgeon.trace(Residual(), image())
+    given_points = {"flops": (0.2, 0.9), **options} if "points" in options else options
+    with pytest.raises(BudgetError):
+        surgeon.pareto(graph, surgeon.score(graph), **given_points)
+
+
+def test_prune_takes_one_budget() -> None:
+    with pytest.raises(BudgetError, match=r"surgeon\.plan"):
+        surgeon.prune(Residual(), image(), flops=[0.8, 0.5])
