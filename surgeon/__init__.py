@@ -14,6 +14,7 @@ from surgeon.operate import operate
 from surgeon.plan import Plan, plan
 from surgeon.report import Report, compare
 from surgeon.score import score
+from surgeon.sensitivity import Sensitivity, sensitivity
 from surgeon.verify import Proof, verify
 
 __version__ = "0.1.0"
@@ -23,6 +24,7 @@ __all__ = [
     "Proof",
     "Report",
     "Result",
+    "Sensitivity",
     "SurgeonError",
     "compare",
     "operate",
@@ -30,6 +32,7 @@ __all__ = [
     "prune",
     "rule",
     "score",
+    "sensitivity",
     "trace",
     "verify",
 ]
