@@ -187,6 +187,14 @@ def test_of_budgets_with_the_same_cut_the_lowest_counts() -> None:
         assert lower.cuts != plan.cuts
 
 
+def test_plans_are_searched_by_what_they_leave() -> None:
+    """A higher budget may come to a smaller model, where plans are made one by one."""
+    given_plans = make_plans((0.9, 0.5, 0.7, 0.3))
+    found = nested_plans(lambda budgets: given_plans[: len(budgets)], 0.2)
+    assert [plan for _, plan in found] == [given_plans[k] for k in (0, 2, 1, 3)]
+    assert [budget for budget, _ in found] == [0.8, 0.4, 0.6, 0.2]
+
+
 def test_a_chain_that_ends_sooner_than_its_budgets_alone() -> None:
     asked = []
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import sys
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from concurrent.futures import Executor, Future, ProcessPoolExecutor, ThreadPoolExecutor
 from multiprocessing import get_context
 from pathlib import Path
@@ -21,6 +21,8 @@ from torch import Tensor, nn
 import surgeon
 from surgeon import errors
 from surgeon.sensitivity import Curve, Sensitivity
+from surgeon.sensitivity.journal import Point
+from surgeon.sensitivity.measure import Packed, Task, measured
 from tests.nets import Perceptron, Residual, image
 
 INPUTS = torch.randn(16, 6, generator=torch.Generator().manual_seed(1))
@@ -100,6 +102,25 @@ def test_each_cut_is_evaluated_once() -> None:
     assert found["first"].removed == (1, 1, 1, 1, 2)
     assert len(set(found["first"].value[:4])) == 1
     assert evaluate.calls == 3
+
+
+def test_a_share_that_is_a_whole_number_of_units() -> None:
+    assert 0.29 * 100 < 29
+    found = surgeon.sensitivity(Perceptron(hidden=100), INPUTS, evaluate=negated_norm, ratios=(0.29,))
+    assert found["first"].removed == (29,)
+
+
+class Choosy(Perceptron):
+    """A perceptron that does something else when it has a single hidden unit."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.first(x)
+        return self.last(x if x.shape[1] == 1 else torch.relu(x))
+
+
+def test_what_has_to_stay_stays() -> None:
+    found = surgeon.sensitivity(Choosy(), INPUTS, evaluate=negated_norm, ratios=(0.5, 0.99))
+    assert found["first"].removed == (5, 8)
 
 
 def test_the_original_is_untouched() -> None:
@@ -189,36 +210,31 @@ def test_processes() -> None:
         assert surgeon.sensitivity(model, INPUTS, evaluate=negated_norm, executor=executor) == alone
         with pytest.raises(errors.EvaluationError, match=r"evaluation of the original \(.*top of a module"):
             surgeon.sensitivity(model, INPUTS, evaluate=lambda small: 1.0, executor=executor)
-        with pytest.raises(errors.EvaluationError, match=r"failed on the original: TypeError"):
+        with pytest.raises(errors.EvaluationError, match=r"evaluate failed on .*: TypeError: .*len\(\)"):
             surgeon.sensitivity(model, INPUTS, evaluate=len, executor=executor)
     assert not any(tensor.is_shared() for tensor in model.state_dict().values())
     assert len({curve.value for curve in alone.curves}) == len(alone.curves)
 
 
-class Held(Executor):
-    """Runs the oldest of what it was given once so many wait, and the rest when there is no more to come."""
-
-    def __init__(self, most: int, total: int) -> None:
-        self.most, self.left, self.held = most, total, []  # type: ignore[var-annotated]
-        self.longest = 0
-
-    def submit(self, function: Callable[..., Any], /, *args: Any, **kwargs: Any) -> Future[Any]:
-        future: Future[Any] = Future()
-        self.held.append((future, function, args))
-        self.left -= 1
-        self.longest = max(self.longest, len(self.held))
-        while self.held and (len(self.held) == self.most or not self.left):
-            future_, function, args = self.held.pop(0)
-            future_.set_result(function(*args))
-        return future
-
-
 def test_so_many_in_flight() -> None:
-    model = Residual()
-    executor = Held(most=3, total=11)
-    found = surgeon.sensitivity(model, image(), evaluate=lambda small: 1.0, executor=executor, in_flight=3)
-    assert executor.longest == 3
-    assert all(curve.value == (1.0,) * 5 for curve in found.curves)
+    model = Perceptron()
+    graph = surgeon.trace(model, INPUTS)
+    plan = surgeon.plan(graph, surgeon.score(graph), ratio=0.5)
+    waiting: list[int] = []
+    drawn, yielded = 0, 0
+
+    def tasks() -> Iterator[Task]:
+        nonlocal drawn
+        for k in range(12):
+            drawn += 1
+            waiting.append(drawn - yielded)
+            yield Task(Point("first", k), Packed(model), plan, negated_norm, "a cut")
+
+    with ThreadPoolExecutor(1) as executor:
+        for _ in measured(tasks(), executor, 3):
+            yielded += 1
+    assert yielded == 12
+    assert max(waiting) == 3
 
 
 def test_a_failure_cancels_what_waits() -> None:

@@ -85,7 +85,9 @@ def measured(tasks: Iterable[Task], executor: Executor | None, in_flight: int | 
             if not pending:
                 return
             done, _ = wait(pending, return_when=FIRST_COMPLETED)
-            for future in sorted(done, key=lambda future: future.exception() is not None):
+            # As they were handed out, so that one error of several is always the same; values first, to be kept.
+            ready = [future for future in pending if future in done]
+            for future in sorted(ready, key=lambda future: future.exception() is not None):
                 task = pending.pop(future)
                 yield task.point, _result(future, task)
     finally:
