@@ -206,7 +206,7 @@ def test_threads_that_finish_out_of_order() -> None:
 def test_processes() -> None:
     model = Perceptron()
     alone = surgeon.sensitivity(model, INPUTS, evaluate=negated_norm)
-    with ProcessPoolExecutor(2, mp_context=get_context("spawn")) as executor:
+    with ProcessPoolExecutor(1, mp_context=get_context("spawn")) as executor:
         assert surgeon.sensitivity(model, INPUTS, evaluate=negated_norm, executor=executor) == alone
         with pytest.raises(errors.EvaluationError, match=r"evaluation of the original \(.*top of a module"):
             surgeon.sensitivity(model, INPUTS, evaluate=lambda small: 1.0, executor=executor)
