@@ -20,7 +20,7 @@ from surgeon.modules import Model, bare, entering, uncollected
 from surgeon.operate import operate
 from surgeon.plan import Plan
 from surgeon.plan import plan as make_plan
-from surgeon.plan.make import describe
+from surgeon.plan.describe import describe
 from surgeon.report import Report, compare
 from surgeon.score import score
 from surgeon.verify import Proof, count_flops, verify
@@ -127,7 +127,7 @@ def prune(
         plan = make_plan(graph, scores, **budget)
         small = cut = operate(model, plan)
     else:
-        plans = nested_plans(lambda budgets: _nested(graph, scores, budgets, budget), resolution)
+        plans = nested_plans(lambda shares: _chain(graph, scores, shares, budget), resolution)
         found = _guarded(model, graph, plans, evaluate, max_drop, finetune)
         plan, small = found.plan, found.model
         cut = operate(model, plan)  # what was tuned or evaluated need not be as it was cut
@@ -155,9 +155,10 @@ def _guarded(
     return smallest_within(plans, build, base=base, evaluate=evaluate, max_drop=max_drop)
 
 
-def _nested(graph: DependencyGraph, scores: Any, budgets: Sequence[float], options: dict[str, Any]) -> list[Plan]:
-    """Return a plan per budget of FLOPs."""
-    return [make_plan(graph, scores, flops=share, **options) for share in budgets]
+def _chain(graph: DependencyGraph, scores: Any, shares: Sequence[float], options: dict[str, Any]) -> list[Plan]:
+    plans = make_plan(graph, scores, flops=list(shares), **options)
+    assert isinstance(plans, list)  # as for any list of budgets
+    return plans
 
 
 # What says how much goes, of the options of a plan.

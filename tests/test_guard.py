@@ -26,8 +26,10 @@ GRAPH = surgeon.trace(MODEL, X)
 SCORES = surgeon.score(GRAPH)
 
 
-def make_plans(budgets: Sequence[float]) -> list[Plan]:
-    return [surgeon.plan(GRAPH, SCORES, flops=budget, floor=0) for budget in budgets]
+def make_plans(budgets: Sequence[float], **options: Any) -> list[Plan]:
+    plans = surgeon.plan(GRAPH, SCORES, flops=list(budgets), **{"floor": 0, **options})
+    assert isinstance(plans, list)
+    return plans
 
 
 PLANS = nested_plans(make_plans)
@@ -172,24 +174,31 @@ def least_reachable(**options: Any) -> float:
     raise AssertionError
 
 
+def test_each_plan_cuts_what_the_one_before_it_cuts() -> None:
+    for (_, mild), (_, hard) in pairwise(PLANS):
+        assert mild.cuts.keys() <= hard.cuts.keys()
+        for name, cut in mild.cuts.items():
+            kept = {selection.dims: set(selection.keep) for selection in hard.cuts[name].selections}
+            assert all(kept[selection.dims] <= set(selection.keep) for selection in cut.selections)
+
+
 def test_a_coarse_search() -> None:
     budgets = [budget for budget, _ in nested_plans(make_plans, 0.25)]
     assert budgets == [0.75, 0.5, 0.25]
 
 
 def test_of_budgets_with_the_same_cut_the_lowest_counts() -> None:
-    found = nested_plans(lambda budgets: [surgeon.plan(GRAPH, SCORES, flops=b, round_to=4) for b in budgets])
+    found = nested_plans(lambda budgets: make_plans(budgets, floor=0.1, round_to=4))
     assert len(found) < len(PLANS) / 2
     cuts = [plan.cuts for _, plan in found]
     assert all(one != other for one, other in pairwise(cuts))
-    for budget, plan in found[:-1]:
-        lower = surgeon.plan(GRAPH, SCORES, flops=budget - 0.01, round_to=4)
-        assert lower.cuts != plan.cuts
+    assert all(plan.totals["flops"][1] > lower * plan.totals["flops"][0] for (_, plan), (lower, _) in pairwise(found))
+    assert all(budget - 0.01 < share(plan) <= budget for budget, plan in found)
 
 
 def test_plans_are_searched_by_what_they_leave() -> None:
     """A higher budget may come to a smaller model, where plans are made one by one."""
-    given_plans = make_plans((0.9, 0.5, 0.7, 0.3))
+    given_plans = [make_plans([budget])[0] for budget in (0.9, 0.5, 0.7, 0.3)]
     found = nested_plans(lambda budgets: given_plans[: len(budgets)], 0.2)
     assert [plan for _, plan in found] == [given_plans[k] for k in (0, 2, 1, 3)]
     assert [budget for budget, _ in found] == [0.8, 0.4, 0.6, 0.2]

@@ -484,6 +484,18 @@ def test_damaged_records_are_refused(change: dict[str, Any]) -> None:
         Sensitivity.from_json("[]")
 
 
+def test_as_the_losses_of_a_plan() -> None:
+    """By weights, the crucial branch and the useless one are alike; by what was measured, the useless one goes."""
+    model = Branches()
+    graph = surgeon.trace(model, INPUTS)
+    scores = {group.name: torch.ones(8) for group in graph.free}
+    found = surgeon.sensitivity(model, INPUTS, evaluate=Closeness(model, INPUTS))
+    plan = surgeon.plan(graph, scores, ratio=7 / 24, losses=found)
+    assert {cut.name: cut.removed for cut in plan.groups} == {"useless": 7, "mild": 0, "crucial": 0}
+    result = surgeon.prune(model, INPUTS, evaluate=Closeness(model, INPUTS), max_drop=0, losses=found)
+    assert {cut.name: cut.removed for cut in result.plan.groups} == {"useless": 7, "mild": 0, "crucial": 0}
+
+
 def test_unknown_group_names_the_nearest() -> None:
     model = Residual()
     found = surgeon.sensitivity(model, image(), evaluate=lambda small: 1.0, ratios=(0.5,))

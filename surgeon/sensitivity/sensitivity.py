@@ -19,8 +19,8 @@ from surgeon.evaluation import Evaluate, require_callable
 from surgeon.graph import DependencyGraph
 from surgeon.groups import Group
 from surgeon.modules import Model, bare
-from surgeon.plan.make import _ranked as ranked
-from surgeon.plan.make import describe
+from surgeon.plan.describe import describe
+from surgeon.plan.ladders import _ranked as ranked
 from surgeon.score import score
 from surgeon.sensitivity.curves import Curve, Sensitivity
 from surgeon.sensitivity.journal import ORIGINAL, Point, add, begin, header, name_of
