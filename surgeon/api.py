@@ -103,7 +103,7 @@ def prune(
     finetune : ``finetune(model)`` tunes each cut in place before it is evaluated
     resolution : how finely FLOPs are searched, as a share of the original's
     budget : ``flops``, ``params`` (what may remain), ``ratio`` (what goes), ``scope``, ``round_to``, ``floor``,
-        ``groups``: see ``plan``
+        ``groups``, ``heads``: see ``plan``
 
     Raises
     ------

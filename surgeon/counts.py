@@ -114,3 +114,16 @@ class Node:
 
     def __str__(self) -> str:
         return f"{self.name} in {self.module or 'the model'} ({self.source})"
+
+
+@dataclass(frozen=True, eq=False)
+class Held:
+    """Memory with a symbolic shape, alive while the ops from ``born`` to before ``died`` run."""
+
+    shape: tuple[int | Counted, ...]
+    itemsize: int
+    born: int
+    died: int
+
+    def __str__(self) -> str:
+        return f"{list(map(str, self.shape))} of {self.itemsize} bytes, ops {self.born} to {self.died - 1}"

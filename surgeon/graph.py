@@ -15,9 +15,10 @@ import torch
 from scipy import sparse
 from torch import Tensor, nn
 
-from surgeon.counts import Counted, Counts, Node, counted, incidence
+from surgeon.counts import Counted, Counts, Held, Node, counted, incidence
 from surgeon.errors import NothingPrunable, UnknownLayer
 from surgeon.groups import Group, Place, first_steps, locate, named, pin
+from surgeon.labels.lifetimes import Allocation
 from surgeon.labels.ops import Op, needed
 from surgeon.labels.run import Run
 from surgeon.labels.sizes import Constraint, Index, Settlement, settle
@@ -36,6 +37,7 @@ class DependencyGraph:
     layers : networkx.DiGraph with a node per layer that owns parameters and an edge per dependency
     groups : coupled groups, free ones first
     nodes : recorded ops with symbolic shapes
+    allocations : memory of the forward pass, with symbolic shapes
     shapes : parameter and buffer name -> symbolic shape
     """
 
@@ -63,6 +65,7 @@ class DependencyGraph:
         self.aliases = _aliases(model, self.shapes)
         live = needed(flow.ops, flow.outputs)
         self.nodes = [self._lower(op, i in live) for i, op in enumerate(flow.ops)]
+        self.allocations = [self._held(allocation) for allocation in flow.lifetimes.allocations]
         self._ids: dict[int, Counted] = {}
         widths = [w for c in constraints for w in c.widths()] + [n for n in numbers if isinstance(n, Width)]
         for width in widths:
@@ -80,6 +83,10 @@ class DependencyGraph:
         operands = tuple(self.counts.shape(s) for s in op.operands if s is not None)
         results = tuple(self.counts.shape(s) for s in op.results)
         return Node(op.index, op.name, op.module, op.source, operands, results, op.parameters, op.settings, live)
+
+    def _held(self, allocation: Allocation) -> Held:
+        end = len(self.flow.ops) if allocation.died is None else allocation.died
+        return Held(self.counts.shape(allocation.shape), allocation.itemsize, max(allocation.born, 0), end)
 
     def _count_ids(self, width: Width) -> list[int]:
         counted = self._ids[id(width)]

@@ -66,6 +66,7 @@ def run(model: nn.Module, example_inputs: Any, keep: Iterable[Any] = ()) -> Run:
     flow.give([args, kwargs])
     output, entries, calls = record(model, example_inputs, flow)
     flow.take(output)
+    flow.lifetimes.stop()
     main, outputs = len(flow.ops), set(flow.outputs)
     entries = _auxiliary(model, example_inputs, flow, calls, entries)
     rescaled, stuck = rescalings(flow, main)

@@ -51,7 +51,12 @@ def describe(
         cost=_layer_costs(graph, counts),
         totals={
             name: (cost.total(graph.initial), cost.total(counts))
-            for name, cost in (("flops", costs.flops(graph)), ("params", costs.params(graph)))
+            for name, cost in (
+                ("flops", costs.flops(graph)),
+                ("params", costs.params(graph)),
+                ("bytes", costs.bytes_held(graph)),
+                ("memory", costs.memory(graph)),
+            )
         },
         settings=dict(settings),
         masked=_masked(graph, alive),

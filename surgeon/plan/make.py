@@ -22,7 +22,8 @@ from surgeon.plan.allocate import (
 from surgeon.plan.describe import describe
 from surgeon.plan.ladders import ladders
 from surgeon.plan.plan import Plan
-from surgeon.plan.solve import Choice, Problem, solve
+from surgeon.plan.problem import Problem
+from surgeon.plan.solve import Choice, solve
 
 if TYPE_CHECKING:
     from surgeon.graph import DependencyGraph
@@ -32,9 +33,10 @@ if TYPE_CHECKING:
 # Multiples that kernels like: tensor cores take eighths of half-precision lines, vector units eight or sixteen floats.
 MULTIPLES = {"cuda": 8, "cpu": 8}
 
-COSTS: dict[str, Callable[[DependencyGraph], costs.Cost]] = {
+COSTS: dict[str, Callable[[DependencyGraph], costs.Cost | costs.Peak]] = {
     "flops": costs.flops,
     "params": costs.params,
+    "memory": costs.memory,
 }
 
 
@@ -45,6 +47,7 @@ def plan(
     *,
     flops: Amount = None,
     params: Amount = None,
+    memory: Amount = None,
     ratio: float | None = None,
     scope: str = "global",
     round_to: int | str = 1,
@@ -61,6 +64,7 @@ def plan(
     *,
     flops: Amount | Sequence[float | int | str] = None,
     params: Amount | Sequence[float | int | str] = None,
+    memory: Amount | Sequence[float | int | str] = None,
     ratio: float | None = None,
     scope: str = "global",
     round_to: int | str = 1,
@@ -76,6 +80,7 @@ def plan(
     *,
     flops: Amount | Sequence[float | int | str] = None,
     params: Amount | Sequence[float | int | str] = None,
+    memory: Amount | Sequence[float | int | str] = None,
     ratio: float | None = None,
     scope: str = "global",
     round_to: int | str = 1,
@@ -93,9 +98,9 @@ def plan(
     Parameters
     ----------
     scores : group name -> importance per unit, higher stays
-    flops, params : upper bounds on what remains: a share such as 0.5, or an amount such as ``1.2e9`` or ``"1.2G"``;
-        one FLOP is one multiply-add. A list, largest first, gives a list of plans, each of which removes all that the
-        one before it does
+    flops, params, memory : upper bounds on what remains: a share such as 0.5, or an amount such as ``1.2e9`` or
+        ``"1.2G"``; one FLOP is one multiply-add, memory is bytes of inputs and activations at their peak. A list,
+        largest first, gives a list of plans, each of which removes all that the one before it does
     ratio : share of the units that goes, instead of budgets
     scope : with a ratio, "global" over the model or "local" in every group
     round_to : widths that remain are multiples of this; "auto" for what the model's device likes
@@ -114,7 +119,7 @@ def plan(
     --------
     >>> plan(graph, surgeon.score(graph, "l1"), flops=0.5, round_to=8)
     """
-    targets = _targets({"flops": flops, "params": params})
+    targets = _targets({"flops": flops, "params": params, "memory": memory})
     _check(targets[0], ratio, scope, round_to, floor, heads)
     graph.require_free()
     multiple = _multiple(graph, round_to)
@@ -148,7 +153,7 @@ def plan(
         choice = task.under(_budgets(graph, target))
         plans.append(task.write(choice, {**settings, **target}))
         task = task.beyond(choice)
-    listed = any(isinstance(asked, (list, tuple)) for asked in (flops, params))
+    listed = any(isinstance(asked, (list, tuple)) for asked in (flops, params, memory))
     return plans if listed else plans[0]
 
 
@@ -163,6 +168,11 @@ def _targets(asked: Mapping[str, Any]) -> list[dict[str, Any]]:
     lengths = {len(values) for values in lists.values()}
     if len(lengths) != 1 or not lengths - {0}:
         raise BudgetError(f"lists of budgets have to be of one length, not {sorted(map(len, lists.values()))}")
+    for name, values in lists.items():
+        if all(type(v) in (int, float) for v in values) and values != sorted(values, reverse=True):
+            raise BudgetError(
+                f"{name}={values}: write the largest first; each plan goes on where the one before stopped"
+            )
     return [{**asked, **{name: values[i] for name, values in lists.items()}} for i in range(lengths.pop())]
 
 
@@ -206,9 +216,7 @@ def _budgets(graph: DependencyGraph, target: Mapping[str, Any]) -> list[Budget]:
 # -- ratio -------------------------------------------------------------------------------------------
 
 
-def _by_ratio(
-    graph: DependencyGraph, found: Sequence[Ladder], ratio: float, settings: Mapping[str, Any]
-) -> Plan:
+def _by_ratio(graph: DependencyGraph, found: Sequence[Ladder], ratio: float, settings: Mapping[str, Any]) -> Plan:
     choose = by_ratio_locally if settings["scope"] == "local" else by_ratio_globally
     chosen = choose(found, ratio)
     removed = [int(ladder.rungs[rung]) for ladder, rung in zip(found, chosen)]
