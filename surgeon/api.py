@@ -189,9 +189,15 @@ def _check_guard(evaluate: Any, max_drop: Any, finetune: Any, budget: dict[str, 
 
 
 def _check_names(budget: dict[str, Any]) -> None:
+    """Raise BudgetError for options that a plan does not have, and for lists of budgets."""
     known = [name for name, p in signature(make_plan).parameters.items() if p.kind is p.KEYWORD_ONLY]
     for name in budget:
         if name not in known:
             near = get_close_matches(name, known, n=1)
             hint = f"; did you mean {near[0]!r}?" if near else f"; there are {', '.join(known)}"
             raise BudgetError(f"unknown option {name!r}{hint}")
+        if name in AMOUNTS and isinstance(budget[name], (list, tuple)):
+            raise BudgetError(
+                f"{name}={budget[name]!r} asks for several models, and prune makes one; "
+                f"surgeon.plan(graph, scores, {name}=...) makes a plan for each, and surgeon.operate its model"
+            )

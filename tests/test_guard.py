@@ -357,6 +357,7 @@ def test_evaluations_that_fail() -> None:
         ({"evaluate": parameters, "max_drop": 0.1, "ratio": 0.5}, "either ratio=0.5 or evaluate="),
         ({"evaluate": parameters, "max_drop": 0.1, "rato": 0.5}, "did you mean 'ratio'"),
         ({"evaluate": parameters, "max_drop": 0.1, "resolution": 2}, "resolution=2"),
+        ({"flops": [0.8, 0.5]}, "several models, and prune makes one"),
     ],
 )
 def test_what_does_not_go_together(options: dict[str, Any], reason: str) -> None:
