@@ -14,6 +14,7 @@ from surgeon.operate import operate
 from surgeon.plan import Pareto, Plan, pareto, plan
 from surgeon.report import Report, compare
 from surgeon.score import score
+from surgeon.sensitivity import Sensitivity, sensitivity
 from surgeon.verify import Proof, verify
 
 __version__ = "0.1.0"
@@ -24,6 +25,7 @@ __all__ = [
     "Proof",
     "Report",
     "Result",
+    "Sensitivity",
     "SurgeonError",
     "compare",
     "operate",
@@ -32,6 +34,7 @@ __all__ = [
     "prune",
     "rule",
     "score",
+    "sensitivity",
     "trace",
     "verify",
 ]

@@ -10,7 +10,10 @@ SurgeonError
 ├── RuleError           a rule for a custom op is malformed, or the op has one
 ├── ScoreError          weights or scores that can't be ranked (NaN, wrong length)
 ├── PlanMismatch        the plan was made for another architecture; names the tensor
-└── VerificationError   the small model does not compute what the masked original computes
+├── VerificationError   the small model does not compute what the masked original computes
+├── EvaluationError     ``evaluate`` or ``finetune`` failed, or gave no finite number; names the cut
+├── AccuracyDrop        no cut stays within ``max_drop``; says how close one came
+└── SensitivityError    a file of sensitivities that is damaged, or belongs to another model
 """
 
 from __future__ import annotations
@@ -30,6 +33,9 @@ __all__ = [
     "ScoreError",
     "PlanMismatch",
     "VerificationError",
+    "EvaluationError",
+    "AccuracyDrop",
+    "SensitivityError",
 ]
 
 
@@ -80,3 +86,22 @@ class PlanMismatch(SurgeonError):
 
 class VerificationError(SurgeonError):
     """The small model does not compute what the masked original computes."""
+
+
+class EvaluationError(SurgeonError):
+    """A function of the user's failed on a model, or did not return one finite number."""
+
+
+class AccuracyDrop(SurgeonError):
+    """Even the mildest cut loses more than ``max_drop``.
+
+    ``evaluations`` holds what was tried, a ``surgeon.guard.Evaluations``.
+    """
+
+    def __init__(self, message: str, evaluations: object = None) -> None:
+        super().__init__(message)
+        self.evaluations = evaluations
+
+
+class SensitivityError(SurgeonError):
+    """A file of sensitivities that can't be read, or that belongs to another run."""

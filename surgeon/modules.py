@@ -199,13 +199,21 @@ def _entry(model: nn.Module, method: str) -> Callable[..., Any]:
 
 
 @contextmanager
-def evaluating(*models: nn.Module) -> Iterator[None]:
-    """Put models in eval mode and put every module's own flag back afterwards."""
+def modes_kept(*models: nn.Module) -> Iterator[None]:
+    """Put every module's own train/eval flag back afterwards."""
     flags = [(module, module.training) for model in models for module in model.modules()]
     try:
-        for module, _ in flags:
-            module.training = False
         yield
     finally:
         for module, training in flags:
             module.training = training
+
+
+@contextmanager
+def evaluating(*models: nn.Module) -> Iterator[None]:
+    """Put models in eval mode and put every module's own flag back afterwards."""
+    with modes_kept(*models):
+        for model in models:
+            for module in model.modules():
+                module.training = False
+        yield

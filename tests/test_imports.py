@@ -17,13 +17,14 @@ ROOT = Path(surgeon.__file__).parent
 
 # From the bottom up. A package imports from lower layers, and from its own without a cycle.
 LAYERS = (
-    {"errors", "aten", "dispatch", "exported", "modules"},
+    {"errors", "aten", "dispatch", "exported", "modules", "evaluation"},
     {"trace"},
     {"labels"},
     {"counts", "groups"},
     {"graph"},
-    {"score", "plan", "operate", "verify", "report"},
+    {"score", "plan", "operate", "verify", "report", "guard"},
     {"api"},
+    {"sensitivity"},
 )
 LAYER_OF = {package: i for i, layer in enumerate(LAYERS) for package in layer}
 
@@ -142,6 +143,7 @@ def test_public_names() -> None:
         "Proof",
         "Report",
         "Result",
+        "Sensitivity",
         "SurgeonError",
         "compare",
         "operate",
@@ -150,6 +152,7 @@ def test_public_names() -> None:
         "prune",
         "rule",
         "score",
+        "sensitivity",
         "trace",
         "verify",
     ]

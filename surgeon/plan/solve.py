@@ -26,7 +26,8 @@ CLOSE = 1e-3  # relative gap at which a long search stops
 REACH = 8  # rungs that an exchange moves a ladder
 MOVES = 1500  # of single ladders, that exchanges are made of
 TRIALS = 300  # exchanges that are tried against the costs themselves
-KICKS = 60  # moves that a search starts from again
+KICKS = 60  # moves that a search starts from again,
+ROUNDS = 2  # and how often, as long as it helps
 BRANCHES = 3000  # partial choices that are looked at in search of a proof
 
 
@@ -64,7 +65,8 @@ def solve(problem: Problem) -> Choice:
     tangents = problem.tangents(widths)
     multipliers = multipliers_for(lambda m: rungs.excess(tangents, m), len(tangents))
     bound = rungs.bound(tangents, multipliers)
-    best = _exchanged(problem, fill(problem, _rounded(problem, widths)))
+    starts = (_below(problem, widths), _mended(problem, _nearest(problem, widths)), _mended(problem, whole))
+    best = min((_exchanged(problem, fill(problem, start)) for start in starts), key=problem.loss)
     if problem.loss(best) - bound > CLOSE * bound:
         best = _kicked(problem, best)
     best, proved = _searched(problem, best, rungs.extra(tangents, multipliers), bound)
@@ -118,7 +120,7 @@ class _Rungs:
         return np.array([t.value - t.limit + t.slopes @ (log_widths - t.at) for t in tangents])
 
 
-def _rounded(problem: Problem, widths: np.ndarray) -> list[int]:
+def _below(problem: Problem, widths: np.ndarray) -> list[int]:
     """Return the rungs next below real widths, or lower until every budget is kept."""
     while True:
         rungs = [
@@ -128,6 +130,10 @@ def _rounded(problem: Problem, widths: np.ndarray) -> list[int]:
         if problem.keeps(rungs):
             return rungs
         widths = widths * 0.995
+
+
+def _nearest(problem: Problem, widths: np.ndarray) -> list[int]:
+    return [int(np.abs(l.size - l.rungs - w).argmin()) for l, w in zip(problem.ladders, widths)]
 
 
 def fill(problem: Problem, rungs: Sequence[int]) -> list[int]:
@@ -172,15 +178,16 @@ def _searched(problem: Problem, best: list[int], extra: Sequence[np.ndarray], bo
 
 
 def _kicked(problem: Problem, rungs: Sequence[int]) -> list[int]:
-    """Force single ladders off their rungs, put the rest right, and keep what loses less."""
+    """Force single ladders off their rungs, put the rest right, and keep what loses less, as long as that helps."""
     best = list(rungs)
-    ladder, target = _moves(problem, best, KICKS)
-    for i, to in list(zip(ladder.tolist(), target.tolist()))[:KICKS]:
-        moved = list(best)
-        moved[i] = to
-        moved = _exchanged(problem, fill(problem, _mended(problem, moved)))
-        if problem.loss(moved) < problem.loss(best) - 1e-9:
-            best = moved
+    for _ in range(ROUNDS):
+        before = problem.loss(best)
+        for i, to in list(zip(*_moves(problem, best, KICKS)))[:KICKS]:
+            moved = [*best[:i], int(to), *best[i + 1 :]]
+            moved = _exchanged(problem, fill(problem, _mended(problem, moved)))
+            best = min(best, moved, key=problem.loss)
+        if problem.loss(best) >= before * (1 - CLOSE / 10):
+            break
     return best
 
 
@@ -226,20 +233,34 @@ def _moves(problem: Problem, rungs: Sequence[int], most: int) -> tuple[np.ndarra
     return found[:, 0], found[:, 1]
 
 
-def _mended(problem: Problem, rungs: Sequence[int]) -> list[int]:
-    """Go down single rungs, cheapest for what they save, until every budget is kept."""
+def _mended(problem: Problem, rungs: Sequence[int], stale: float = 0.05) -> list[int]:
+    """Go down rung by rung, cheapest for what it saves, until every budget is kept.
+
+    What a rung saves is looked at again whenever a share of the excess is closed, a twentieth or as asked.
+    """
     chosen = list(rungs)
     while not problem.keeps(chosen):
-        tangents = [
-            t for t in problem.tangents(problem.sizes - problem.steps(chosen)) if t.value > t.limit * (1 - 1e-12)
-        ]
-        saved = sum((t.slopes / max(t.value - t.limit, 1e-12 * t.limit) for t in tangents), np.zeros(len(chosen)))
-        rates = [
-            (l.loss[r + 1] - l.loss[r])
-            / max(min(s * np.log((l.size - l.rungs[r]) / (l.size - l.rungs[r + 1])), 1), 1e-12)
-            if r + 1 < len(l.rungs)
-            else np.inf
-            for l, r, s in zip(problem.ladders, chosen, saved)
-        ]
-        chosen[int(np.argmin(rates))] += 1
+        tangents = problem.tangents(problem.sizes - problem.steps(chosen))
+        over = [t for t in tangents if t.value > t.limit * (1 - 1e-12)]
+        saved = sum((t.slopes / max(t.value - t.limit, 1e-12 * t.limit) for t in over), np.zeros(len(chosen)))
+        prices = np.array([_price(l, r, s) for l, r, s in zip(problem.ladders, chosen, saved)])
+        closed = 0.0
+        while closed <= stale and np.isfinite(prices).any():
+            which = int(np.argmin(prices))
+            closed += _share(problem.ladders[which], chosen[which], saved[which])
+            chosen[which] += 1
+            prices[which] = _price(problem.ladders[which], chosen[which], saved[which])
     return chosen
+
+
+def _share(ladder: Ladder, rung: int, saved: float) -> float:
+    """Return the share of the excess that the next rung closes; ``saved`` is per log width."""
+    left = ladder.size - ladder.rungs[rung : rung + 2]
+    return float(saved * np.log(left[0] / left[1]))
+
+
+def _price(ladder: Ladder, rung: int, saved: float) -> float:
+    """Return what the next rung loses for the share of the excess that it closes."""
+    if rung + 1 == len(ladder.rungs):
+        return np.inf
+    return float(ladder.loss[rung + 1] - ladder.loss[rung]) / max(min(_share(ladder, rung, saved), 1.0), 1e-12)
