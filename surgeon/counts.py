@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -12,7 +12,7 @@ from torch import Tensor
 
 from surgeon.labels.family import Extent, Family, extent
 from surgeon.labels.ops import Shape
-from surgeon.labels.units import Solution
+from surgeon.labels.units import Solution, incidence
 
 
 @dataclass(frozen=True)
@@ -89,13 +89,6 @@ class Counts:
     def matrix(self) -> sparse.csr_matrix:
         """Return how often each class occurs in each width, ``[widths, classes]``."""
         return incidence(self.rows, self.solution.classes)
-
-
-def incidence(rows: Sequence[np.ndarray], columns: int) -> sparse.csr_matrix:
-    """Return how often each number occurs in each row, ``[rows, columns]``; a number may have several entries."""
-    ends = np.cumsum([0, *map(len, rows)])
-    numbers = np.concatenate(rows) if rows else np.zeros(0, np.int64)
-    return sparse.csr_matrix((np.ones(len(numbers), np.int32), numbers, ends), shape=(len(rows), columns))
 
 
 @dataclass(frozen=True, eq=False)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import fnmatch
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
+from functools import cached_property
 from itertools import pairwise
 from math import prod
 from typing import Any
@@ -15,7 +16,7 @@ import torch
 from scipy import sparse
 from torch import Tensor, nn
 
-from surgeon.counts import Counted, Counts, Held, Node, counted, incidence
+from surgeon.counts import Counted, Counts, Held, Node, counted
 from surgeon.errors import NothingPrunable, UnknownLayer
 from surgeon.groups import Group, Place, first_steps, locate, named, pin
 from surgeon.labels.lifetimes import Allocation
@@ -23,7 +24,7 @@ from surgeon.labels.ops import Op, needed
 from surgeon.labels.run import Run
 from surgeon.labels.sizes import Constraint, Index, Settlement, settle
 from surgeon.labels.space import Reason
-from surgeon.labels.units import Block, arrange, members_of, signatures, solve
+from surgeon.labels.units import Block, arrange, incidence, members_of, signatures, solve
 from surgeon.modules import holder
 from surgeon.trace import Attribute, Expression, Width, evaluate
 from surgeon.trace.integers import leaves
@@ -275,8 +276,13 @@ class DependencyGraph:
         """Say why a group is pinned, with op and source line."""
         if group.pinned is None:
             return ""
-        at = next((op for op in self.flow.ops if op.index == group.pinned.at), None)
+        at = self._at.get(group.pinned.at)
         return group.pinned.text + (f", at {at}" if at is not None and str(at) not in group.pinned.text else "")
+
+    @cached_property
+    def _at(self) -> dict[int, Op]:
+        """The ops by the number of their call."""
+        return {op.index: op for op in reversed(self.flow.ops)}
 
     def explain(self, layer: str) -> str:
         """Say who is cut together with a layer and why, or why it can't be cut.

@@ -76,6 +76,7 @@ class Flow:
         self.leaves: dict[str, Value] = {}
         self.ops: list[Op] = []
         self.sizes_used: list[SizeUse] = []
+        self.sizes_read: list[SizeUse] = []
         self.roots: list[Root] = []
         self.role: dict[tuple[str, int], set[str]] = {}
         self.unknown_ops: dict[int, str] = {}
@@ -243,7 +244,7 @@ class Flow:
 
     def _powers(self, call: Call) -> None:
         """Note what becomes of numbers that were computed from a width."""
-        powers = list(numbers_in([call.args, call.kwargs], Power))
+        powers = numbers_in((call.args, call.kwargs), Power)
         for power in powers:
             sign = _FACTORS.get(call.name, 0)
             first = call.args[0] if call.args else None
@@ -299,11 +300,14 @@ class Flow:
         ----------
         said : sizes from this one on were noted by the call's rule, which knows what becomes of their integers
         """
+        read = [given for given in numbers_in((call.args, call.kwargs), Tracked) if is_tracked(given)]
+        if not read:
+            return
         noted = [use.expression for use in self.sizes_used[said:]] if said is not None else []
         known = {leaf for source in noted for leaf in leaves(source)}
-        for given in numbers_in([call.args, call.kwargs], int):
-            if is_tracked(given) and not known.issuperset(leaves(expression(given))):
-                self.size(given, int(given), f"read by {call.name}")
+        for given in read:
+            if not known.issuperset(leaves(given.expression)):
+                self.sizes_read.append(SizeUse(given.expression, int(given), call.index, f"read by {call.name}"))
 
     def align(self, tensor: Tensor, dims: Sequence[int]) -> None:
         """An op mixes positions along dimensions: what they hold along the others has to be the same everywhere."""
@@ -349,13 +353,15 @@ def _settings(call: Call) -> dict[str, Any]:
     return settings
 
 
-def numbers_in(tree: Any, kind: type[Number]) -> Iterator[Number]:
-    """Yield the numbers of a kind inside nested tuples, lists and dicts."""
-    if isinstance(tree, kind):
-        yield tree
-    elif isinstance(tree, (tuple, list, Mapping)):
-        for item in tree.values() if isinstance(tree, Mapping) else tree:
-            yield from numbers_in(item, kind)
+def numbers_in(tree: Any, kind: type[Number]) -> list[Number]:
+    """Return the numbers of a kind among arguments, and inside their tuples, lists and dicts."""
+    found: list[Number] = []
+    for item in tree.values() if isinstance(tree, dict) else tree:
+        if isinstance(item, kind):
+            found.append(item)
+        elif isinstance(item, (tuple, list, dict)):
+            found += numbers_in(item, kind)
+    return found
 
 
 def is_tracked(value: Any) -> bool:

@@ -247,19 +247,19 @@ def assemble(terms: Iterable[tuple[int, float, Sequence[Dim]]]) -> Cost:
 
 def flops(graph: DependencyGraph) -> Cost:
     """Return the multiply-adds of the recorded forward pass, by node."""
-    cost: Cost = _once(graph, "flops", _flops)
+    cost: Cost = once(graph, "flops", _flops)
     return cost
 
 
 def params(graph: DependencyGraph) -> Cost:
     """Return the number of parameters, by parameter in order of name."""
-    cost: Cost = _once(graph, "params", _params)
+    cost: Cost = once(graph, "params", _params)
     return cost
 
 
 def bytes_held(graph: DependencyGraph) -> Cost:
     """Return the bytes of parameters and buffers, by name in order."""
-    cost: Cost = _once(graph, "bytes", _bytes)
+    cost: Cost = once(graph, "bytes", _bytes)
     return cost
 
 
@@ -269,11 +269,12 @@ def memory(graph: DependencyGraph) -> Peak:
     Without gradients, in eager mode: memory lives from the op that makes it until the last tensor that looks into it is
     let go of. What kernels take for themselves while they run is not known.
     """
-    peak: Peak = _once(graph, "memory", _memory)
+    peak: Peak = once(graph, "memory", _memory)
     return peak
 
 
-def _once(graph: DependencyGraph, name: str, build: Callable[[DependencyGraph], Any]) -> Any:
+def once(graph: DependencyGraph, name: str, build: Callable[[DependencyGraph], Any]) -> Any:
+    """Return what depends on nothing but the graph, worked out the first time."""
     if name not in graph.costs:
         graph.costs[name] = build(graph)
     return graph.costs[name]

@@ -61,7 +61,7 @@ def describe(
         settings=dict(settings),
         masked=_masked(graph, alive),
         scales=_scales(graph, counts, settlement),
-        out_of_reach=out_of_reach(graph),
+        out_of_reach=costs.once(graph, "out of reach", out_of_reach),
         loss=loss,
         bound=bound,
     )
