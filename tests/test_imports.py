@@ -23,6 +23,7 @@ LAYERS = (
     {"counts", "groups"},
     {"graph"},
     {"score", "plan", "operate", "verify", "report"},
+    {"latency"},
     {"api"},
 )
 LAYER_OF = {package: i for i, layer in enumerate(LAYERS) for package in layer}
