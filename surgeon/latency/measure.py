@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from statistics import median
 from typing import Any
@@ -75,16 +75,28 @@ def measure(
     >>> print(measure(model, small, example_inputs=torch.randn(1, 3, 224, 224)))
     """
     modules = [bare(model) for model in models]
-    clock = clock or clock_for(example_inputs)
-    with torch.no_grad(), evaluating(*modules), uncollected():
+    with torch.no_grad(), evaluating(*modules):
         runners = [prepare(module, example_inputs, backend, method) for module in modules]
+        return race(runners, example_inputs, backend, runs, precision, seconds, clock)
+
+
+def race(
+    runners: Sequence[Runner],
+    example_inputs: Any,
+    backend: str = "eager",
+    runs: int = 15,
+    precision: float = 0.01,
+    seconds: float = 20.0,
+    clock: Clock | None = None,
+) -> Measurement:
+    """Measure what is prepared already, in whatever mode it is; see ``measure``."""
+    with torch.no_grad(), uncollected():
         for runner in runners:
             runner()
-        rounds = _rounds(runners, clock, runs, precision, seconds)
-    by_model = list(zip(*rounds))
+        rounds = _rounds(runners, clock or clock_for(example_inputs), runs, precision, seconds)
     intervals = [_interval([r[i] / r[0] for r in rounds]) for i in range(len(runners))]
     return Measurement(
-        tuple(median(times) for times in by_model),
+        tuple(median(times) for times in zip(*rounds)),
         tuple(middle for middle, _ in intervals),
         tuple(half for _, half in intervals),
         len(rounds),
@@ -94,7 +106,7 @@ def measure(
     )
 
 
-def _rounds(runners: list[Runner], clock: Clock, runs: int, precision: float, seconds: float) -> list[list[float]]:
+def _rounds(runners: Sequence[Runner], clock: Clock, runs: int, precision: float, seconds: float) -> list[list[float]]:
     """Return what each model took in each round, ``[rounds][models]``."""
     rounds: list[list[float]] = []
     start = clock()

@@ -3,20 +3,23 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
+import torch
 from rich.console import Console
 from rich.table import Table
+from torch import nn
 
 from surgeon.errors import BudgetError, InfeasibleBudget
+from surgeon.latency.backends import Runner, prepare
 from surgeon.latency.cache import Cache
 from surgeon.latency.grid import left
-from surgeon.latency.measure import Clock, Measurement, measure
+from surgeon.latency.measure import Clock, Measurement, race
 from surgeon.latency.model import calibrate, latency_cost
-from surgeon.modules import Model, bare
+from surgeon.modules import Model, bare, evaluating
 from surgeon.operate import operate
 from surgeon.plan.cost import Cost
 from surgeon.plan.plan import Plan
@@ -40,6 +43,10 @@ class Round:
     measured: float
     spread: float
     seconds: tuple[float, float]
+
+    def keeps(self, share: float) -> bool:
+        """Whether the whole interval of the measurement is under a bound."""
+        return self.measured + self.spread <= share
 
     def __str__(self) -> str:
         return f"predicted {self.predicted:.3f}, measured {self.measured:.3f} ± {self.spread:.3f}"
@@ -94,7 +101,7 @@ def within_latency(
 
     Each round solves for a little less than what was asked, cuts a copy, and measures it in turn with the original; a
     result under the bound is measured twice, and the slower one counts. The cost is then calibrated to all results so
-    far, which brings the next one nearer. The plan with the largest latency under the bound is returned.
+    far, which brings the next one nearer. The slowest result that surely keeps the bound is chosen.
 
     Parameters
     ----------
@@ -116,56 +123,87 @@ def within_latency(
     >>> small = surgeon.operate(model, timed.plan)
     """
     model = bare(model)
+    bench = _Bench(model, example_inputs, backend, graph.method, seconds, clock)
+    whole = bench.run([]).seconds[0]
+    share = share_of(asked, whole)
     cost = latency_cost(
         graph, example_inputs, backend=backend, cache=cache, round_to=round_to, heads=heads, clock=clock
     )
+    tried: list[Round] = []
+    for each in _rounds(graph, cost, share, whole, solve, bench):
+        tried.append(each)
+        enough = rounds if any(t.keeps(share) for t in tried) else 1.5 * rounds
+        if len(tried) >= enough or (each.keeps(share) and each.measured >= _NEAR * share):
+            break
+    return Timed(share, tuple(tried), _chosen(tried, share), backend)
 
-    def against(*others: Any) -> Measurement:
-        return measure(
-            model,
-            *others,
-            example_inputs=example_inputs,
-            backend=backend,
-            method=graph.method,
-            seconds=seconds,
-            clock=clock,
-        )
 
-    whole = against().seconds[0]
-    share, aim = share_of(asked, whole), _AIM
-    seen, tried = [_Seen(graph.initial, whole, 5.0)], list[Round]()
-    while len(tried) < rounds or (len(tried) < 1.5 * rounds and all(each.measured > share for each in tried)):
+class _Bench:
+    """Measures models in turn with the original, which is prepared once."""
+
+    def __init__(
+        self, model: nn.Module, example_inputs: Any, backend: str, method: str, seconds: float, clock: Clock | None
+    ) -> None:
+        self.model, self.seconds, self.clock = model, seconds, clock
+        self.given = (example_inputs, backend, method)
+        self.original = self.ready(model)
+
+    def ready(self, model: nn.Module) -> Runner:
+        with torch.no_grad(), evaluating(model):
+            return prepare(model, *self.given)
+
+    def run(self, runners: Sequence[Runner]) -> Measurement:
+        with evaluating(self.model):
+            return race([self.original, *runners], *self.given[:2], seconds=self.seconds, clock=self.clock)
+
+    def against(self, small: nn.Module, share: float) -> Measurement:
+        """Measure a model; one that is fast enough twice, as it may have been lucky, and the slower time counts."""
+        runner = self.ready(small)
+        with evaluating(small):
+            found = self.run([runner])
+            if found.ratios[1] > share:
+                return found
+            return max(found, self.run([runner]), key=lambda each: each.ratios[1])
+
+
+def _rounds(
+    graph: DependencyGraph, cost: Cost, share: float, whole: float, solve: Solve, bench: _Bench
+) -> Iterator[Round]:
+    """Solve, cut, measure and calibrate, again and again.
+
+    Raises InfeasibleBudget when the smallest legal model is too slow.
+    """
+    aim, seen = _AIM, [_Seen(graph.initial, whole, 5.0)]
+    while True:
         fitted = _through(cost, seen)
         plan, smallest = _solved(solve, fitted, aim * share * whole, graph.initial)
         counts = counts_under(graph, plan)
-        tried.append(_try(plan, fitted.total(counts) / whole, share, operate(model, plan), against))
-        ratio = tried[-1].measured
+        found = bench.against(bare(operate(bench.model, plan)), share)
+        ratio, spread = found.ratios[1], found.spread[1]
         if smallest and ratio > share:
             raise InfeasibleBudget(
-                f"latency={asked} asks for at most {1e3 * share * whole:.3g} ms, but the smallest model that floors, "
-                f"multiples and pins allow takes {1e3 * ratio * whole:.3g} ms, {ratio:.3f} of the original's; "
-                "raise the budget, lower floor, or keep fewer layers"
+                f"latency at most {share:.3g} of the original's asks for {1e3 * share * whole:.3g} ms, but the "
+                f"smallest model that floors, multiples and pins allow takes {1e3 * ratio * whole:.3g} ms, "
+                f"{ratio:.3f} of it; raise the budget, lower floor, or keep fewer layers"
             )
-        if _NEAR * share <= ratio <= share:
-            break
+        yield Round(plan, fitted.total(counts) / whole, ratio, spread, (found.seconds[0], found.seconds[1]))
         if any(np.array_equal(counts, model.counts) for model in seen):
             aim *= _AIM if ratio > share else 1 / _AIM
-        seen.append(_Seen(counts, ratio * whole, 1 / (0.02 + tried[-1].spread / ratio)))
-    fast = [i for i, each in enumerate(tried) if each.measured <= share]
-    if not fast:
-        least = min(each.measured for each in tried)
+        seen.append(_Seen(counts, ratio * whole, 1 / (0.02 + spread / ratio)))
+
+
+def _chosen(tried: Sequence[Round], share: float) -> int:
+    """Return the slowest round that surely keeps a bound, or else the fastest that keeps it as measured."""
+    sure = [i for i, each in enumerate(tried) if each.keeps(share)]
+    if sure:
+        return max(sure, key=lambda i: tried[i].measured)
+    fastest = min(range(len(tried)), key=lambda i: tried[i].measured)
+    if tried[fastest].measured > share:
         raise InfeasibleBudget(
-            f"latency={asked}: none of {len(tried)} plans was fast enough, the fastest took {least:.3f} of the "
-            "original's latency; ask for less, or measure on a machine with less else to do"
+            f"none of {len(tried)} plans was fast enough, the fastest took {tried[fastest].measured:.3f} of the "
+            f"original's latency and not {share:.3g}; ask for less, or measure on a machine with less else to do"
         )
-    return Timed(share, tuple(tried), max(fast, key=lambda i: tried[i].measured), backend)
-
-
-def _try(plan: Plan, predicted: float, share: float, small: Any, against: Callable[..., Measurement]) -> Round:
-    found = against(small)
-    if found.ratios[1] <= share:  # one of several plans was fast enough: it may have been lucky
-        found = max(found, against(small), key=lambda each: each.ratios[1])
-    return Round(plan, predicted, found.ratios[1], found.spread[1], (found.seconds[0], found.seconds[1]))
+    return fastest
 
 
 def _solved(solve: Solve, cost: Cost, limit: float, initial: np.ndarray) -> tuple[Plan, bool]:
