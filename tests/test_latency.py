@@ -5,6 +5,9 @@ from __future__ import annotations
 import copy
 import json
 import math
+import platform
+import subprocess
+import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
@@ -321,6 +324,29 @@ def test_models_are_measured_in_eval_mode_and_left_as_they_were() -> None:
     measure(model, example_inputs=image(), runs=3, seconds=0.0)
     assert model.training and model.bn1.training
     assert all(torch.equal(value, before[name]) for name, value in model.state_dict().items())
+
+
+FAULTS = """
+import resource
+import torch
+
+def faults():
+    before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
+    torch.zeros(48 << 18)  # 48 MiB
+    return resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before
+
+print(min(faults() for _ in range(5)))
+with steady():
+    print(min(faults() for _ in range(5)))
+"""
+
+
+@pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="another C library")
+def test_memory_stays_while_measuring() -> None:
+    """Pages that a process gave back are mapped again one by one, which the system counts."""
+    done = subprocess.run([sys.executable, "-c", FAULTS], capture_output=True, text=True, check=True)
+    usually, steadily = map(int, done.stdout.split())
+    assert steadily == 0 < usually
 
 
 def test_another_method_than_forward() -> None:

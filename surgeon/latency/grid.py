@@ -15,14 +15,13 @@ from math import gcd
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
-import torch
 from torch import nn
 
 from surgeon.counts import Counted, Node
 from surgeon.dispatch import ASIDES, SIZE_QUERIES, intercept, op_name
 from surgeon.errors import SurgeonError
-from surgeon.latency.measure import Clock
-from surgeon.modules import as_arguments, bare, entering, evaluating, uncollected
+from surgeon.latency.measure import Clock, steady
+from surgeon.modules import as_arguments, bare, entering, evaluating
 from surgeon.operate import operate
 from surgeon.plan.make import describe
 
@@ -137,7 +136,7 @@ def time_calls(
         passes[-1][place] = (name, clock() - begin)
         return result
 
-    with torch.no_grad(), evaluating(model), entering(method, model), uncollected():
+    with steady(), evaluating(model), entering(method, model):
         begin = clock()
         while len(passes) < runs + 1 or (len(passes) < 10 * runs and clock() - begin < 1):  # the first one warms up
             passes.append([])

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import ctypes
+import sys
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from statistics import median
 from typing import Any
@@ -90,7 +93,7 @@ def race(
     clock: Clock | None = None,
 ) -> Measurement:
     """Measure what is prepared already, in whatever mode it is; see ``measure``."""
-    with torch.no_grad(), uncollected():
+    with steady():
         for runner in runners:
             runner()
         rounds = _rounds(runners, clock or clock_for(example_inputs), runs, precision, seconds)
@@ -138,6 +141,43 @@ def _interval(values: list[float]) -> tuple[float, float]:
     reach = 0.98 * n**0.5
     low, high = ordered[max(0, int(n / 2 - reach))], ordered[min(n - 1, int(n / 2 + reach))]
     return median(ordered), (high - low) / 2
+
+
+@contextmanager
+def steady() -> Iterator[None]:
+    """Run a block without gradients, without searches for reference cycles, and with memory that stays."""
+    with torch.no_grad(), uncollected(), _kept_memory():
+        yield
+
+
+# Parameters of glibc's ``mallopt``: (name in malloc.h, number, while measuring, afterwards). Afterwards they have the
+# values that glibc itself arrives at once a program has freed a block of 32 MiB.
+_MALLOC = (
+    ("M_TRIM_THRESHOLD", -1, -1, 64 << 20),
+    ("M_MMAP_MAX", -4, 0, 65536),
+    ("M_MMAP_THRESHOLD", -3, 32 << 20, 32 << 20),
+)
+
+
+@contextmanager
+def _kept_memory() -> Iterator[None]:
+    """Keep freed memory in the process while it is measured, as allocators for servers do.
+
+    glibc hands large blocks back to the system, or not, by what happens to lie behind them. Activations then cost page
+    faults all over again or don't: half of a forward pass, in one process and not in the next.
+    """
+    libc: Any = ctypes.CDLL(None) if sys.platform == "linux" else None
+    if not hasattr(libc, "mallopt"):
+        yield
+        return
+    try:
+        for _, number, value, _ in _MALLOC:
+            libc.mallopt(number, value)
+        yield
+    finally:
+        for _, number, _, value in _MALLOC:
+            libc.mallopt(number, value)
+        libc.malloc_trim(0)
 
 
 def device_of(example_inputs: Any) -> torch.device:
