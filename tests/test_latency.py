@@ -329,6 +329,7 @@ def test_models_are_measured_in_eval_mode_and_left_as_they_were() -> None:
 FAULTS = """
 import resource
 import torch
+from surgeon.latency.measure import steady
 
 def faults():
     before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
