@@ -154,6 +154,14 @@ def test_finds_the_law_of_the_device(model: nn.Module, x: Tensor) -> None:
     assert {graph.nodes[i].name for i in cost.owner[cost.terms(graph.initial) > 0]} >= {"linear"}
 
 
+def test_exported_programs_too() -> None:
+    x = torch.randn(4, 8)
+    graph = surgeon.trace(torch.export.export(Perceptron(8, 64).eval(), (x,)), x)
+    with Device(posynomial).running() as device:
+        cost = latency_cost(graph, x, cache=Cache(None), round_to=1, clock=device.clock)
+        assert cost.total(graph.initial) == pytest.approx(device.latency(graph.model, x), rel=0.03)
+
+
 def test_finds_the_stairs_where_round_to_steps() -> None:
     model, x = Residual(16, 24), image(12)
     graph = surgeon.trace(model, x)
