@@ -7,11 +7,11 @@ result.proof      # the masked original computes the same
 result.report     # before and after
 """
 
-from surgeon.api import Result, prune, trace
+from surgeon.api import Result, plan, prune, trace
 from surgeon.errors import SurgeonError
 from surgeon.labels.rules.custom import rule
 from surgeon.operate import operate
-from surgeon.plan import Pareto, Plan, pareto, plan
+from surgeon.plan import Pareto, Plan, pareto
 from surgeon.report import Report, compare
 from surgeon.score import score
 from surgeon.sensitivity import Sensitivity, sensitivity

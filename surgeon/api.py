@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass
+import os
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, replace
 from difflib import get_close_matches
 from inspect import signature
-from typing import Any
+from typing import Any, cast, overload
 
 from torch import nn
 from torch.export import ExportedProgram
@@ -16,11 +17,15 @@ from surgeon.evaluation import Evaluate, evaluated, require_callable
 from surgeon.graph import DependencyGraph
 from surgeon.guard import Evaluations, Found, nested_plans, smallest_within, tuned
 from surgeon.labels.run import run
+from surgeon.latency import within_latency
 from surgeon.modules import Model, bare, entering, uncollected
 from surgeon.operate import operate
 from surgeon.plan import Plan
-from surgeon.plan import plan as make_plan
+from surgeon.plan.allocate import Budget
+from surgeon.plan.cost import Cost
 from surgeon.plan.describe import describe
+from surgeon.plan.make import multiple
+from surgeon.plan.make import plan as make_plan
 from surgeon.report import Report, compare
 from surgeon.score import score
 from surgeon.verify import Proof, count_flops, verify
@@ -67,7 +72,100 @@ def trace(model: Model, example_inputs: Any, *, keep: Iterable[Any] = (), method
     model = bare(model)
     with uncollected(), entering(method, model):
         recorded = run(model, example_inputs, keep)
-        return DependencyGraph(model, recorded, method)
+        return DependencyGraph(model, recorded, method, example_inputs)
+
+
+@overload
+def plan(
+    graph: DependencyGraph,
+    scores: Mapping[str, Any],
+    *,
+    flops: float | int | str | None = None,
+    params: float | int | str | None = None,
+    memory: float | int | str | None = None,
+    **options: Any,
+) -> Plan: ...
+@overload
+def plan(graph: DependencyGraph, scores: Mapping[str, Any], **options: Any) -> Plan | list[Plan]: ...
+def plan(
+    graph: DependencyGraph,
+    scores: Mapping[str, Any],
+    *,
+    latency: float | str | None = None,
+    latency_backend: str = "eager",
+    latency_cache: str | os.PathLike[str] | None = None,
+    **options: Any,
+) -> Plan | list[Plan]:
+    """Choose what goes and write it down.
+
+    Under budgets, the loss of importance is the least that any choice of widths allows, up to the gap that the plan
+    tells.
+
+    Parameters
+    ----------
+    graph : what ``trace`` returned
+    scores : group name -> importance per unit, higher stays
+    flops, params, memory : upper bounds on what remains: a share such as 0.5, or an amount such as ``1.2e9`` or
+        ``"1.2G"``; one FLOP is one multiply-add, memory is bytes of inputs and activations at their peak. A list,
+        largest first, gives a list of plans, each of which removes all that the one before it does
+    latency : upper bound on what the result takes, measured in turn with the original on its device: a share, or a
+        text such as "8ms"; plans are cut and measured until one keeps it, see docs/latency.md
+    latency_backend : what runs the model for that: "eager", "compile" or "onnxruntime"
+    latency_cache : file of timings, in place of the one in the user's cache directory
+    ratio : share of the units that goes, instead of budgets
+    scope : with a ratio, "global" over the model or "local" in every group
+    round_to : widths that remain are multiples of this; "auto" for what the model's device likes
+    floor : smallest share of a group that stays
+    groups : layer name or glob -> largest share of its units that may go, or the least and the largest
+    heads : what goes where rows could go as well as columns (heads and their widths, conv groups and their channels):
+        False columns, True rows, "both"; a ratio then applies to rows and to columns
+    uniform : one width for all groups whose names differ only in numbers, as configurations and servers know it
+    losses : group name -> (removed steps, loss at each), or a ``Sensitivity``, in place of the importance lost
+
+    Raises
+    ------
+    NothingPrunable, BudgetError, InfeasibleBudget, ScoreError, UnknownLayer
+
+    Examples
+    --------
+    >>> surgeon.plan(graph, surgeon.score(graph, "l1"), flops=0.5, round_to=8)
+    >>> surgeon.plan(graph, scores, latency=0.6)
+    """
+    _check_names(options)
+    if latency is None:
+        return make_plan(graph, scores, **options)
+    if options.get("ratio") is not None:
+        raise BudgetError("give either a ratio or budgets, not both")
+    for name, asked in options.items():
+        if name in AMOUNTS and isinstance(asked, (list, tuple)):
+            raise BudgetError(f"{name}={asked!r}: a list of budgets can't be combined with latency, which is measured")
+
+    def solve(cost: Cost, seconds: float) -> Plan:
+        bound = Budget("latency", cost.merged(), seconds, str(latency))
+        return cast(Plan, make_plan(graph, scores, bounds=[bound], **options))
+
+    timed = within_latency(
+        graph.model,
+        graph.example_inputs,
+        graph,
+        latency,
+        solve,
+        backend=latency_backend,
+        cache=latency_cache,
+        round_to=multiple(graph, options.get("round_to", 1)),
+        heads=options.get("heads", False),
+    )
+    chosen = timed.rounds[timed.chosen]
+    return replace(
+        timed.plan,
+        totals={**timed.plan.totals, "latency": chosen.seconds},
+        settings={
+            **timed.plan.settings,
+            "latency": latency,
+            "latency_backend": latency_backend,
+            "latency_rounds": [[each.predicted, each.measured] for each in timed.rounds],
+        },
+    )
 
 
 def prune(
@@ -102,8 +200,8 @@ def prune(
     max_drop : largest loss of value, in the units of ``evaluate``
     finetune : ``finetune(model)`` tunes each cut in place before it is evaluated
     resolution : how finely FLOPs are searched, as a share of the original's
-    budget : ``flops``, ``params`` (what may remain), ``ratio`` (what goes), ``scope``, ``round_to``, ``floor``,
-        ``groups``, ``heads``: see ``plan``
+    budget : ``flops``, ``params``, ``memory``, ``latency`` (what may remain), ``ratio`` (what goes), ``scope``,
+        ``round_to``, ``floor``, ``groups``, ``heads``, ``uniform``, ``losses``: see ``plan``
 
     Raises
     ------
@@ -118,23 +216,24 @@ def prune(
     """
     model = bare(model)
     _check_names(budget)
+    _one_budget(budget)
     _check_guard(evaluate, max_drop, finetune, budget)
     graph = trace(model, example_inputs, keep=keep, method=method)
     graph.require_free()
     scores = score(graph, criterion)
     found = None
     if evaluate is None or max_drop is None:
-        plan = make_plan(graph, scores, **budget)
-        small = cut = operate(model, plan)
+        made = cast(Plan, plan(graph, scores, **budget))
+        small = cut = operate(model, made)
     else:
         plans = nested_plans(lambda shares: _chain(graph, scores, shares, budget), resolution)
         found = _guarded(model, graph, plans, evaluate, max_drop, finetune)
-        plan, small = found.plan, found.model
-        cut = operate(model, plan)  # what was tuned or evaluated need not be as it was cut
+        made, small = found.plan, found.model
+        cut = operate(model, made)  # what was tuned or evaluated need not be as it was cut
     counts = (count_flops(model, example_inputs, method=method), count_flops(small, example_inputs, method=method))
-    proof = verify(model, cut, plan, example_inputs, counts=counts) if check else None
-    report = compare(model, small, example_inputs, plan=plan, counts=counts)
-    return Result(small, plan, proof, report, found.evaluations if found else None)
+    proof = verify(model, cut, made, example_inputs, counts=counts) if check else None
+    report = compare(model, small, example_inputs, plan=made, counts=counts)
+    return Result(small, made, proof, report, found.evaluations if found else None)
 
 
 def _guarded(
@@ -188,16 +287,21 @@ def _check_guard(evaluate: Any, max_drop: Any, finetune: Any, budget: dict[str, 
         )
 
 
-def _check_names(budget: dict[str, Any]) -> None:
-    """Raise BudgetError for options that a plan does not have, and for lists of budgets."""
-    known = [name for name, p in signature(make_plan).parameters.items() if p.kind is p.KEYWORD_ONLY]
-    for name in budget:
-        if name not in known:
-            near = get_close_matches(name, known, n=1)
-            hint = f"; did you mean {near[0]!r}?" if near else f"; there are {', '.join(known)}"
-            raise BudgetError(f"unknown option {name!r}{hint}")
-        if name in AMOUNTS and isinstance(budget[name], (list, tuple)):
+def _one_budget(budget: dict[str, Any]) -> None:
+    for name in AMOUNTS:
+        if isinstance(budget.get(name), (list, tuple)):
             raise BudgetError(
                 f"{name}={budget[name]!r} asks for several models, and prune makes one; "
                 f"surgeon.plan(graph, scores, {name}=...) makes a plan for each, and surgeon.operate its model"
             )
+
+
+def _check_names(options: dict[str, Any]) -> None:
+    """Raise BudgetError for options that a plan does not have."""
+    kinds = [p for function in (make_plan, plan) for p in signature(function).parameters.values()]
+    known = [p.name for p in kinds if p.kind is p.KEYWORD_ONLY and p.name != "bounds"]
+    for name in options:
+        if name not in known:
+            near = get_close_matches(name, known, n=1)
+            hint = f"; did you mean {near[0]!r}?" if near else f"; there are {', '.join(known)}"
+            raise BudgetError(f"unknown option {name!r}{hint}")

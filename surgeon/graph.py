@@ -42,9 +42,9 @@ class DependencyGraph:
     shapes : parameter and buffer name -> symbolic shape
     """
 
-    def __init__(self, model: nn.Module, recorded: Run, method: str = "forward") -> None:
+    def __init__(self, model: nn.Module, recorded: Run, method: str = "forward", example_inputs: Any = None) -> None:
         flow, constraints = recorded.flow, recorded.constraints
-        self.model, self.method = model, method
+        self.model, self.method, self.example_inputs = model, method, example_inputs
         self.solution = solve(flow.space)
         self.counts = Counts(self.solution)
         self.flow = flow

@@ -23,6 +23,7 @@ LAYERS = (
     {"counts", "groups"},
     {"graph"},
     {"score", "plan", "operate", "verify", "report", "guard"},
+    {"latency"},
     {"api"},
     {"sensitivity"},
 )
