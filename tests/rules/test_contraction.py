@@ -12,6 +12,7 @@ from hypothesis import assume
 from hypothesis import strategies as st
 from torch import nn
 
+import surgeon
 from tests.rules.harness import Case, square
 
 # A public function since torch 2.10.
@@ -387,3 +388,29 @@ def test_products_by_expert(case: Case) -> None:
 
     w = w.transpose(1, 2).contiguous() if transposed else w
     case.check(run, inputs=(offsets,), x=x, w=w, dress=False, stays=stays)
+
+
+class GroupedQueries(nn.Module):
+    """Four query heads for two key heads; another backend would repeat keys by the number kept here."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.width, self.repeats = 8, 2
+        self.q, self.k, self.v = nn.Linear(16, 32), nn.Linear(16, 16), nn.Linear(16, 16)
+        self.out = nn.Linear(32, 16)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        batch, tokens = x.shape[:2]
+        q, k, v = (layer(x).view(batch, tokens, -1, self.width).transpose(1, 2) for layer in (self.q, self.k, self.v))
+        mixed = nn.functional.scaled_dot_product_attention(q, k, v, enable_gqa=True)
+        return self.out(mixed.transpose(1, 2).reshape(batch, tokens, -1))
+
+
+@pytest.mark.parametrize("heads", [False, True, "both"])
+def test_queries_for_each_key_stay_as_many(heads: bool | str) -> None:
+    result = surgeon.prune(
+        GroupedQueries(), torch.randn(2, 5, 16), ratio=0.5, scope="local", criterion="random", heads=heads
+    )
+    small = result.model
+    assert small.q.out_features == 2 * small.k.out_features < 32
+    assert small.repeats == 2

@@ -8,7 +8,7 @@ from functools import cache, lru_cache
 
 from torch import Tensor
 
-from surgeon.labels.contract import Operand, contract, spell
+from surgeon.labels.contract import Contraction, Operand, contract, spell
 from surgeon.labels.family import Extent
 from surgeon.labels.flow import Flow
 from surgeon.labels.notation import Notation, Token, parse
@@ -42,12 +42,13 @@ LINES: dict[str, str] = {
 }
 
 
-def run_line(flow: Flow, call: Call, notation: Notation) -> None:
-    """Apply a line of notation to a call."""
+def run_line(flow: Flow, call: Call, notation: Notation) -> Contraction | None:
+    """Apply a line of notation to a call; returns what its operands have in common."""
     operands, tensors, known, sizes = [], [], {}, []
     convolution = call.name in LINES and call.name.startswith("conv")
     if convolution and _folded(flow, call):
-        return flow.unknown(call, "a grouped convolution with a weight that is folded from one dimension")
+        flow.unknown(call, "a grouped convolution with a weight that is folded from one dimension")
+        return None
     if convolution and call.args[0].dim() < call.argument(1, "weight").dim():
         notation = _unbatched(notation)
     for argument in notation.arguments:
@@ -72,6 +73,7 @@ def run_line(flow: Flow, call: Call, notation: Notation) -> None:
         if dims:
             flow.reduced(tensor, dims)
     flow.roles(notation, operands, rank)
+    return common
 
 
 def _folded(flow: Flow, call: Call) -> bool:
@@ -114,7 +116,11 @@ def statistics(
 def line(text: str) -> Callable[[Flow, Call], None]:
     """Make a rule of a line of notation."""
     notation = parse(text)
-    return lambda flow, call: run_line(flow, call, notation)
+
+    def rule(flow: Flow, call: Call) -> None:
+        run_line(flow, call, notation)
+
+    return rule
 
 
 def matmul(flow: Flow, call: Call) -> None:
@@ -258,7 +264,11 @@ def attention(flow: Flow, call: Call) -> None:
         flow.solid(tensor, [-2], f"{call.name} normalises over these positions")
     heads = ("(h r)", "h", "h") if call.kwargs.get("enable_gqa") else ("", "", "")
     q, k, v = (f"... {h}" for h in heads)
-    run_line(flow, call, parse(f"query[{q} l d] key[{k} s d] value[{v} s v] attn_mask[... l s] -> {q} l v"))
+    common = run_line(flow, call, parse(f"query[{q} l d] key[{k} s d] value[{v} s v] attn_mask[... l s] -> {q} l v"))
+    if heads[0] and common is not None:
+        # Models keep this number too, for the paths that repeat keys by it (other backends, export), unseen here.
+        repeats = query.size(-3) // call.argument(1, "key").size(-3)
+        flow.size(repeats, common.extent("r"), "queries for each key")
 
 
 RULES: dict[str, Callable[[Flow, Call], None]] = {
