@@ -1,7 +1,9 @@
 """Runs over calibration data: forward passes on tape, contractions as matrix products, streamed moments."""
 
+from surgeon.calibrate.batches import batches, calibration, inputs, size
 from surgeon.calibrate.contraction import Contraction, contractions
 from surgeon.calibrate.ridge import Moments, Sums
+from surgeon.calibrate.statistics import drawn, input_moments, layers
 from surgeon.calibrate.tape import Leaf, Player, Slot, Step, Tape, aligned, record
 
 __all__ = [
@@ -14,6 +16,13 @@ __all__ = [
     "Sums",
     "Tape",
     "aligned",
+    "batches",
+    "calibration",
     "contractions",
+    "drawn",
+    "input_moments",
+    "inputs",
+    "layers",
     "record",
+    "size",
 ]

@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from surgeon.calibrate import Leaf, Player, Step, Tape, aligned, record
+from surgeon.calibrate import Leaf, Player, Step, Tape, aligned, drawn, record
 from surgeon.errors import DataError, RecoverError
 from surgeon.plan.plan import Plan
 from surgeon.recover.problem import Problem, Rows, Weights
@@ -172,7 +172,7 @@ class _Turn:
         seen = 0
         for pair, x in zip(self.pairs, inputs):
             many = layer.positions(x)
-            at = _drawn(many, -(-many * rows // total), draw).to(x.device)
+            at = drawn(many, -(-many * rows // total), draw).to(x.device)
             held = (layer.samples(x, at) + seen) % HELD_OUT == HELD_OUT - 1
             seen += x.shape[0]
             for part, chosen in zip(parts, (at[~held], at[held])):
@@ -248,10 +248,6 @@ def _joined(parts: Sequence[Rows]) -> Rows:
     return Rows(
         torch.cat([p.x for p in parts], 1), torch.cat([p.t for p in parts]), torch.cat([p.rest for p in parts])
     )
-
-
-def _drawn(many: int, count: int, draw: torch.Generator) -> Tensor:
-    return torch.arange(many) if count >= many else torch.randperm(many, generator=draw)[:count].sort().values
 
 
 def _takes_bias(owner: nn.Module, weight: str) -> bool:

@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-from collections import Counter
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
-from surgeon.calibrate import Contraction, Leaf, Slot, Step, Tape, contractions
+from surgeon.calibrate import Contraction, Leaf, Slot, Step, Tape, layers
 
 
 @dataclass(frozen=True, eq=False)
@@ -42,9 +41,7 @@ def targets(tape: Tape, cut: set[str]) -> Iterator[Target]:
     filter answers for the sum and the others for themselves.
     """
     changed = _changed(tape, cut)
-    uses = Counter(leaf.name for step in tape.steps for leaf in step.leaves)
-    layers = [c for c in contractions(tape) if c.x in changed and uses[c.weight] == 1]
-    found = [_target(tape, layer) for layer in layers]
+    found = [_target(tape, layer) for layer in layers(tape) if layer.x in changed]
     sums: dict[int, Target] = {}
     for target in found:
         if target.others and _fan_in(tape, target) > _fan_in(tape, sums.get(target.until)):
