@@ -138,14 +138,33 @@ class Cost:
         values = widths[self.factors]
         by_width = np.zeros(len(widths))
         for k in range(self.factors.shape[1]):
-            rest = np.delete(values, k, axis=1).prod(axis=1) * self.coefficient
-            np.add.at(by_width, self.factors[:, k], rest)
-        slope = np.zeros(len(counts))
+            rest = self.coefficient.copy()
+            for other in range(self.factors.shape[1]):
+                if other != k:
+                    rest *= values[:, other]
+            by_width += np.bincount(self.factors[:, k], rest, len(widths))
         rows = np.where(self.rows < 0, 1, np.maximum(counts[self.rows], 1))
-        np.add.at(slope, self.count, by_width[1:] / rows)
+        slope = np.bincount(self.count, by_width[1:] / rows, len(counts))
         divided = self.rows >= 0
-        np.add.at(slope, self.rows[divided], -(by_width[1:] * widths[1:] / rows)[divided])
-        return slope
+        return np.asarray(
+            slope - np.bincount(self.rows[divided], (by_width[1:] * widths[1:] / rows)[divided], len(counts))
+        )
+
+    def pieces(self, counts: np.ndarray) -> list[tuple[float, np.ndarray]]:
+        """Return value and gradient of what the cost is the largest of: of itself alone."""
+        return [(self.total(counts), self.gradient(counts))]
+
+    @property
+    def degree(self) -> int:
+        """The most widths that one term multiplies."""
+        return int((self.factors > 0).sum(axis=1).max(initial=0))
+
+    def merged(self) -> Cost:
+        """Return the same cost with a term per product of widths, whoever owns it."""
+        products = np.sort(self.factors, axis=1)
+        kinds, which = np.unique(products, axis=0, return_inverse=True)
+        coefficient = np.bincount(which.reshape(-1), self.coefficient, len(kinds))
+        return Cost(coefficient, kinds, self.count, self.rows, np.zeros(len(kinds), int))
 
 
 def assemble(terms: Iterable[tuple[int, float, Sequence[Dim]]]) -> Cost:

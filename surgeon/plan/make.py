@@ -2,15 +2,13 @@
 
 from __future__ import annotations
 
-import fnmatch
-from collections.abc import Mapping, Sequence
-from dataclasses import replace
-from math import ceil, gcd
-from typing import TYPE_CHECKING, Any
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING, Any, cast, overload
 
 import numpy as np
 
-from surgeon.errors import BudgetError, InfeasibleBudget, NothingPrunable, ScoreError, SurgeonError, UnknownLayer
+from surgeon.errors import BudgetError, InfeasibleBudget, NothingPrunable
 from surgeon.plan import cost as costs
 from surgeon.plan.allocate import (
     Budget,
@@ -20,46 +18,93 @@ from surgeon.plan.allocate import (
     by_ratio_locally,
     parse_amount,
     require_reachable,
-    under_budgets,
 )
-from surgeon.plan.plan import Cut, Edit, GroupCut, LayerCost, Masked, Plan, Scale, Selection
-from surgeon.plan.reach import out_of_reach
+from surgeon.plan.describe import describe
+from surgeon.plan.ladders import ladders
+from surgeon.plan.plan import Plan
+from surgeon.plan.solve import Choice, Problem, solve
 
 if TYPE_CHECKING:
-    from surgeon.counts import Counted
-    from surgeon.graph import DependencyGraph, Group
-    from surgeon.labels.sizes import Settlement
+    from surgeon.graph import DependencyGraph
 
-Amount = "float | int | str | None"
+    Amount = float | int | str | None
+
+# Multiples that kernels like: tensor cores take eighths of half-precision lines, vector units eight or sixteen floats.
+MULTIPLES = {"cuda": 8, "cpu": 8}
+
+COSTS: dict[str, Callable[[DependencyGraph], costs.Cost]] = {
+    "flops": costs.flops,
+    "params": costs.params,
+}
 
 
+@overload
 def plan(
     graph: DependencyGraph,
     scores: Mapping[str, Any],
     *,
-    flops: float | int | str | None = None,
-    params: float | int | str | None = None,
+    flops: Amount = None,
+    params: Amount = None,
     ratio: float | None = None,
     scope: str = "global",
-    round_to: int = 1,
+    round_to: int | str = 1,
     floor: float = 0.1,
-    groups: Mapping[str, float] | None = None,
+    groups: Mapping[str, Any] | None = None,
     heads: bool | str = False,
-) -> Plan:
+    uniform: bool = False,
+    losses: Any = None,
+) -> Plan: ...
+@overload
+def plan(
+    graph: DependencyGraph,
+    scores: Mapping[str, Any],
+    *,
+    flops: Amount | Sequence[float | int | str] = None,
+    params: Amount | Sequence[float | int | str] = None,
+    ratio: float | None = None,
+    scope: str = "global",
+    round_to: int | str = 1,
+    floor: float = 0.1,
+    groups: Mapping[str, Any] | None = None,
+    heads: bool | str = False,
+    uniform: bool = False,
+    losses: Any = None,
+) -> Plan | list[Plan]: ...
+def plan(
+    graph: DependencyGraph,
+    scores: Mapping[str, Any],
+    *,
+    flops: Amount | Sequence[float | int | str] = None,
+    params: Amount | Sequence[float | int | str] = None,
+    ratio: float | None = None,
+    scope: str = "global",
+    round_to: int | str = 1,
+    floor: float = 0.1,
+    groups: Mapping[str, Any] | None = None,
+    heads: bool | str = False,
+    uniform: bool = False,
+    losses: Any = None,
+) -> Plan | list[Plan]:
     """Choose what goes and write it down.
+
+    Under budgets, the loss of importance is the least that any choice of widths allows, up to the gap that the plan
+    tells.
 
     Parameters
     ----------
     scores : group name -> importance per unit, higher stays
     flops, params : upper bounds on what remains: a share such as 0.5, or an amount such as ``1.2e9`` or ``"1.2G"``;
-        one FLOP is one multiply-add
+        one FLOP is one multiply-add. A list, largest first, gives a list of plans, each of which removes all that the
+        one before it does
     ratio : share of the units that goes, instead of budgets
     scope : with a ratio, "global" over the model or "local" in every group
-    round_to : widths that remain are multiples of this
+    round_to : widths that remain are multiples of this; "auto" for what the model's device likes
     floor : smallest share of a group that stays
-    groups : layer name or glob -> largest share of its units that may go
+    groups : layer name or glob -> largest share of its units that may go, or the least and the largest
     heads : what goes where rows could go as well as columns (heads and their widths, conv groups and their channels):
         False columns, True rows, "both"; a ratio then applies to rows and to columns
+    uniform : one width for all groups whose names differ only in numbers, as configurations and servers know it
+    losses : group name -> (removed steps, loss at each), or a ``Sensitivity``, in place of the importance lost
 
     Raises
     ------
@@ -69,276 +114,171 @@ def plan(
     --------
     >>> plan(graph, surgeon.score(graph, "l1"), flops=0.5, round_to=8)
     """
-    _check(flops, params, ratio, scope, round_to, floor, heads)
+    targets = _targets({"flops": flops, "params": params})
+    _check(targets[0], ratio, scope, round_to, floor, heads)
     graph.require_free()
-    limits = _limits(graph, groups or {})
+    multiple = _multiple(graph, round_to)
+    curves = losses.losses() if hasattr(losses, "losses") else losses or {}
+    found, overlaps = ladders(
+        graph,
+        scores,
+        round_to=multiple,
+        floor=floor,
+        groups=groups or {},
+        heads=heads,
+        uniform=uniform,
+        losses=curves,
+    )
     settings: dict[str, Any] = {
-        "flops": flops,
-        "params": params,
         "ratio": ratio,
         "scope": scope,
-        "round_to": round_to,
+        "round_to": multiple,
         "floor": floor,
         "groups": dict(groups or {}),
         "heads": heads,
+        "uniform": uniform,
+        "losses": "importance" if losses is None else "given",
         **({} if graph.method == "forward" else {"method": graph.method}),
     }
-    free = _movable(graph, heads)
-    ladders, orders = [], []
-    for group in free:
-        order, loss = _ranked(group, scores)
-        orders.append(order)
-        ladders.append(_ladder(graph, group, loss, round_to, floor, limits.get(group.name, 1.0)))
     if ratio is not None:
-        choose = by_ratio_locally if scope == "local" else by_ratio_globally
-        chosen = choose(ladders, [g.size for g in free], ratio)
-    else:
-        chosen = _under_budgets(graph, free, ladders, orders, _budgets(graph, flops, params))
-    removed = [int(ladder.rungs[rung]) for ladder, rung in zip(ladders, chosen)]
-    if ratio and not any(removed):
-        raise NothingPrunable(
-            f"ratio={ratio} removes nothing: floor={floor}, round_to={round_to} and the limits leave all groups as is"
-        )
-    units = _taken(orders, removed)
-    return describe(graph, units, dict(zip((g.name for g in free), removed)), settings)
+        return _by_ratio(graph, found, ratio, {**settings, **targets[0]})
+    task = _Task(graph, found, overlaps)
+    plans = []
+    for target in targets:
+        choice = task.under(_budgets(graph, target))
+        plans.append(task.write(choice, {**settings, **target}))
+        task = task.beyond(choice)
+    listed = any(isinstance(asked, (list, tuple)) for asked in (flops, params))
+    return plans if listed else plans[0]
 
 
-def _check(flops: Any, params: Any, ratio: Any, scope: str, round_to: int, floor: float, heads: bool | str) -> None:
-    if ratio is None and flops is None and params is None:
+# -- what is asked for -------------------------------------------------------------------------------
+
+
+def _targets(asked: Mapping[str, Any]) -> list[dict[str, Any]]:
+    """Return one set of budgets per plan; single amounts hold for all of them."""
+    lists = {name: list(value) for name, value in asked.items() if isinstance(value, (list, tuple))}
+    if not lists:
+        return [dict(asked)]
+    lengths = {len(values) for values in lists.values()}
+    if len(lengths) != 1 or not lengths - {0}:
+        raise BudgetError(f"lists of budgets have to be of one length, not {sorted(map(len, lists.values()))}")
+    return [{**asked, **{name: values[i] for name, values in lists.items()}} for i in range(lengths.pop())]
+
+
+def _check(
+    target: Mapping[str, Any], ratio: Any, scope: str, round_to: int | str, floor: float, heads: bool | str
+) -> None:
+    budgets = [name for name, asked in target.items() if asked is not None]
+    if ratio is None and not budgets:
         raise BudgetError("say how much: flops=0.5, params=0.5 or ratio=0.5")
-    if ratio is not None and (flops is not None or params is not None):
+    if ratio is not None and budgets:
         raise BudgetError("give either a ratio or budgets, not both")
     if ratio is not None and not 0 <= ratio < 1:
         raise BudgetError(f"ratio={ratio!r} is the share of units that goes and must be in [0, 1)")
     if scope not in ("global", "local"):
         raise BudgetError(f"scope={scope!r} must be 'global' or 'local'")
-    if isinstance(round_to, bool) or not isinstance(round_to, int) or round_to < 1:
-        raise BudgetError(f"round_to={round_to!r} must be a positive integer")
+    if round_to != "auto" and (isinstance(round_to, (bool, str)) or not isinstance(round_to, int) or round_to < 1):
+        raise BudgetError(f"round_to={round_to!r} must be a positive integer or 'auto'")
     if heads not in (True, False, "both"):
         raise BudgetError(f"heads={heads!r} must be True (rows), False (columns) or 'both'")
     if not 0 <= floor <= 1:
         raise BudgetError(f"floor={floor!r} is the smallest share of a group that stays and must be in [0, 1]")
 
 
-def _limits(graph: DependencyGraph, asked: Mapping[str, float]) -> dict[str, float]:
-    """Return the largest share that may go, per group."""
-    limits: dict[str, float] = {}
-    for pattern, share in asked.items():
-        if not 0 <= share <= 1:
-            raise BudgetError(f"groups[{pattern!r}]={share!r} is the largest share that may go and must be in [0, 1]")
-        hit = [g for g in graph.groups if any(_matches(name, pattern) for name in _producers(g))]
-        if not hit:
-            raise UnknownLayer(pattern, [g.name for g in graph.groups])
-        for group in hit:
-            limits[group.name] = min(share, limits.get(group.name, 1.0))
-    return limits
+def _multiple(graph: DependencyGraph, round_to: int | str) -> int:
+    if round_to != "auto":
+        return cast(int, round_to)
+    devices = {parameter.device.type for parameter in graph.model.parameters()}
+    return max(MULTIPLES.get(device, 1) for device in devices)
 
 
-def _producers(group: Group) -> set[str]:
-    """Return the layers whose outputs a group holds."""
-    return {group.name, *(m.layer for m in group.members if "out" in m.sides)}
-
-
-def _matches(name: str, pattern: str) -> bool:
-    return fnmatch.fnmatchcase(name, pattern)
-
-
-def _movable(graph: DependencyGraph, heads: bool | str) -> list[Group]:
-    """Return the groups that may be cut: of rows that hold columns, one of the two, unless both are asked for."""
-    outer, inner = graph.nesting()
-    # Rows of rows would overlap three by three: of those, the outermost and the innermost are cut.
-    skipped = outer & inner if heads == "both" else inner if heads else outer
-    return [g for g in graph.free if g.name not in skipped]
-
-
-def _left(
-    graph: DependencyGraph, ladders: Sequence[Ladder], orders: Sequence[np.ndarray], chosen: Sequence[int]
-) -> np.ndarray:
-    """Return the counted widths that really remain when each ladder stands at the chosen rung."""
-    alive = ~graph.dead_classes(_taken(orders, [int(l.rungs[rung]) for l, rung in zip(ladders, chosen)]))
-    return np.asarray(graph.incidence @ alive.astype(np.int64))
-
-
-def _taken(orders: Sequence[np.ndarray], removed: Sequence[int]) -> np.ndarray:
-    return np.concatenate([order[:steps].ravel() for order, steps in zip(orders, removed)])
-
-
-def _under_budgets(
-    graph: DependencyGraph,
-    groups: Sequence[Group],
-    ladders: Sequence[Ladder],
-    orders: Sequence[np.ndarray],
-    budgets: Sequence[Budget],
-) -> list[int]:
-    """Choose rungs, and hold them against what really goes.
-
-    Ladders know what a step takes alone or beside one other group; where three groups share a table, less goes than
-    they say, and the bound is drawn tighter until it is kept.
-    """
-    overlaps = [Overlap(*both) for both in graph.overlaps(groups)]
-    limits = [budget.limit for budget in budgets]
-    require_reachable(_left(graph, ladders, orders, [len(ladder.rungs) - 1 for ladder in ladders]), budgets)
-    for _ in range(20):
-        chosen = under_budgets(graph.initial, ladders, budgets, overlaps)
-        counts = _left(graph, ladders, orders, chosen)
-        left = [budget.cost.total(counts) for budget in budgets]
-        if all(have <= limit for have, limit in zip(left, limits)):
-            return chosen
-        budgets = [
-            replace(budget, limit=budget.limit * min(1.0, limit / have))
-            for budget, limit, have in zip(budgets, limits, left)
-        ]
-    raise InfeasibleBudget(
-        f"no widths found that keep {budgets[0].name}={budgets[0].asked}; ask for a little more or less"
-    )
-
-
-def _ranked(group: Group, scores: Mapping[str, Any]) -> tuple[np.ndarray, np.ndarray]:
-    """Return units in the order of removal, ``[steps, units per step]``, and each step's share of the importance."""
-    if group.name not in scores:
-        raise ScoreError(f"no scores for group {group.name!r}")
-    values = np.asarray(scores[group.name], dtype=float)
-    if values.shape != (len(group.units),):
-        raise ScoreError(f"group {group.name!r} has {len(group.units)} units, but its scores have shape {values.shape}")
-    if not np.isfinite(values).all():
-        layers = sorted({m.parameter for m in group.members})
-        raise ScoreError(
-            f"group {group.name!r} has NaN or infinite scores; check the weights of {', '.join(layers[:4])}"
-        )
-    start, columns, losses = 0, [], np.zeros(group.size)
-    for row in group.grid:
-        mine = values[start : start + len(row)]
-        start += len(row)
-        order = np.argsort(mine, kind="stable").reshape(group.size, -1)
-        columns.append(row[order])
-        losses += mine[order].sum(axis=1)
-    total = losses.sum()
-    return np.concatenate(columns, axis=1), losses / total if total > 0 else np.full(group.size, 1 / group.size)
-
-
-def _ladder(
-    graph: DependencyGraph, group: Group, share: np.ndarray, round_to: int, floor: float, limit: float
-) -> Ladder:
-    """List the legal removals of a group and what each loses.
-
-    The loss is ``-log(share of importance that stays)``, once for every layer that the group runs through: a layer
-    that loses half of its filters, and then half of the rest, loses the same twice, so no layer is bled dry, and a
-    residual stream weighs as much as all the layers that read it. Its steps are LAMP scores (Lee et al., 2021, eq. 3).
-    """
-    size = group.size
-    multiple = round_to // gcd(round_to, graph.step_width(group)) if round_to > 1 else 1
-    most = min(size - max(group.least, ceil(floor * size - 1e-9)), int(limit * size + 1e-9))
-    left = np.arange(size - most, size + 1)[::-1]
-    left = left[(left % multiple == 0) | (left == size)]
-    rungs = size - left
-    layers = len({m.parameter for m in group.members if len(graph.shapes[m.parameter]) > 1})
-    stays = np.maximum(1 - np.concatenate([[0.0], np.cumsum(share)]), 1e-12)
-    total = -max(layers, 1) * np.log(stays)
-    touched = np.zeros(len(graph.initial))
-    touched[list(group.touched)] = list(group.touched.values())
-    return Ladder(group.name, rungs, total[rungs], touched, len(group.units) // size)
-
-
-def _budgets(graph: DependencyGraph, flops: Any, params: Any) -> list[Budget]:
+def _budgets(graph: DependencyGraph, target: Mapping[str, Any]) -> list[Budget]:
     budgets = []
-    for name, asked, build in (("flops", flops, costs.flops), ("params", params, costs.params)):
-        if asked is not None:
-            cost = build(graph)
-            budgets.append(Budget(name, cost, parse_amount(name, asked, cost.total(graph.initial)), str(asked)))
+    for name, asked in target.items():
+        if asked is None:
+            continue
+        cost = COSTS[name](graph)
+        budgets.append(Budget(name, cost.merged(), parse_amount(name, asked, cost.total(graph.initial)), str(asked)))
     return budgets
 
 
-# -- writing it down ---------------------------------------------------------------------------------
+# -- ratio -------------------------------------------------------------------------------------------
 
 
-def describe(
-    graph: DependencyGraph, units: Sequence[int] | np.ndarray, removed: Mapping[str, int], settings: Mapping[str, Any]
+def _by_ratio(
+    graph: DependencyGraph, found: Sequence[Ladder], ratio: float, settings: Mapping[str, Any]
 ) -> Plan:
-    """Write down what happens when the given units go.
-
-    Raises SurgeonError when some size can't follow, which a graph's groups exclude one by one.
-    """
-    alive = ~graph.dead_classes(units)
-    counts = np.asarray(graph.incidence @ alive.astype(np.int64))
-    settlement = graph.settle(counts)
-    if settlement.conflicts:
-        raise SurgeonError(f"sizes contradict each other after the cut: {settlement.conflicts[0]}")
-    edits = tuple(
-        Edit(a.owner, a.name, a.item, graph.old[a], new)
-        for a, new in sorted(settlement.attributes.items(), key=lambda item: str(item[0]))
-    )
-    return Plan(
-        cuts=_cuts(graph, alive, counts),
-        fingerprint={name: tuple(map(_size, shape)) for name, shape in graph.shapes.items()},
-        edits=edits,
-        groups=tuple(
-            GroupCut(g.name, g.size, removed.get(g.name, 0), tuple(sorted({m.layer for m in g.members})))
-            for g in graph.free
-        ),
-        pins={g.name: graph.reason(g) for g in graph.groups if g.pinned is not None},
-        cost=_layer_costs(graph, counts),
-        totals={
-            name: (cost.total(graph.initial), cost.total(counts))
-            for name, cost in (("flops", costs.flops(graph)), ("params", costs.params(graph)))
-        },
-        settings=dict(settings),
-        masked=_masked(graph, alive),
-        scales=_scales(graph, counts, settlement),
-        out_of_reach=out_of_reach(graph),
-    )
+    choose = by_ratio_locally if settings["scope"] == "local" else by_ratio_globally
+    chosen = choose(found, ratio)
+    removed = [int(ladder.rungs[rung]) for ladder, rung in zip(found, chosen)]
+    if ratio and not any(removed):
+        raise NothingPrunable(
+            f"ratio={ratio} removes nothing: floor={settings['floor']}, round_to={settings['round_to']} and the limits "
+            "leave all groups as is"
+        )
+    loss = float(sum(ladder.loss[rung] for ladder, rung in zip(found, chosen)))
+    return describe(graph, _taken(found, removed), _by_group(found, removed), settings, loss)
 
 
-def _size(dim: int | Counted) -> int:
-    return dim if isinstance(dim, int) else dim.size
+def _taken(found: Sequence[Ladder], removed: Sequence[int]) -> np.ndarray:
+    return np.concatenate([ladder.order[:steps].ravel() for ladder, steps in zip(found, removed)])
 
 
-def _cuts(graph: DependencyGraph, alive: np.ndarray, counts: np.ndarray) -> dict[str, Cut]:
-    selections: dict[str, list[Selection]] = {}
-    for place in graph.places:
-        keep = alive[place.classes]
-        if not keep.all():
-            kept = Selection(place.dims, len(keep), np.flatnonzero(keep))
-            selections.setdefault(place.parameter, []).append(kept)
-    cuts = {}
-    for name, chosen in selections.items():
-        shape = graph.shapes[name]
-        new = tuple(dim if isinstance(dim, int) else dim.of(counts) for dim in shape)
-        if any(n is None or n < 1 for n in new):
-            raise SurgeonError(f"{name}: the cut would not leave a rectangle of {[_size(d) for d in shape]}")
-        cuts[name] = Cut(tuple(map(_size, shape)), new, tuple(chosen))  # type: ignore[arg-type]
-    return cuts
+def _by_group(found: Sequence[Ladder], removed: Sequence[int]) -> dict[str, int]:
+    return {name: steps for ladder, steps in zip(found, removed) for name in ladder.groups}
 
 
-def _layer_costs(graph: DependencyGraph, counts: np.ndarray) -> dict[str, LayerCost]:
-    names = sorted(graph.parameters)
-    layers: dict[str, list[float]] = {}
-    for cost, owner, at in (
-        (costs.flops(graph), lambda i: graph.nodes[i].module, 0),
-        (costs.params(graph), lambda i: names[i].rpartition(".")[0], 2),
-    ):
-        for k, which in enumerate((graph.initial, counts)):
-            for i, value in zip(cost.owner, cost.terms(which)):
-                layers.setdefault(owner(i), [0.0] * 4)[at + k] += float(value)
-    return {name: LayerCost((a, b), (c, d)) for name, (a, b, c, d) in layers.items()}
+# -- budgets -----------------------------------------------------------------------------------------
 
 
-def _scales(graph: DependencyGraph, counts: np.ndarray, settlement: Settlement) -> tuple[Scale, ...]:
-    found = []
-    for rescaling in graph.rescalings:
-        old = graph.number(rescaling.width, graph.initial, {})
-        new = graph.number(rescaling.width, counts, settlement.attributes)
-        if not old or not new:
-            raise SurgeonError(f"{rescaling}: the width is {old} before and {new} after the cut")
-        for name, dim, positions in rescaling.places if new != old else ():
-            factor = (new / old) ** rescaling.power
-            found.append(Scale(name, dim, _size(graph.shapes[name][dim]), positions, factor))
-    return tuple(found)
+@dataclass(frozen=True, eq=False)
+class _Task:
+    """Ladders of a graph, to be chosen from under one set of budgets after another."""
 
+    graph: DependencyGraph
+    ladders: Sequence[Ladder]
+    overlaps: Sequence[Overlap]
 
-def _masked(graph: DependencyGraph, alive: np.ndarray) -> tuple[Masked, ...]:
-    found = []
-    for call, op, position, dims, classes in graph.reductions():
-        keep = alive[classes]
-        if not keep.all():
-            found.append(Masked(call, op, position, Selection(dims, len(keep), np.flatnonzero(keep))))
-    return tuple(found)
+    def under(self, budgets: Sequence[Budget]) -> Choice:
+        """Choose rungs, and hold them against what really goes.
+
+        Ladders know what a step takes alone or beside one other group; where three groups share a table, less goes
+        than they say, and the bound is drawn tighter until it is kept.
+        """
+        limits = [budget.limit for budget in budgets]
+        require_reachable(self._left([len(ladder.rungs) - 1 for ladder in self.ladders]), budgets)
+        for _ in range(20):
+            choice = solve(Problem(self.graph.initial, self.ladders, self.overlaps, budgets))
+            counts = self._left(choice.rungs)
+            left = [budget.cost.total(counts) for budget in budgets]
+            if all(have <= limit for have, limit in zip(left, limits)):
+                return choice
+            budgets = [
+                replace(budget, limit=budget.limit * min(1.0, limit / have))
+                for budget, limit, have in zip(budgets, limits, left)
+            ]
+        raise InfeasibleBudget(
+            f"no widths found that keep {budgets[0].name}={budgets[0].asked}; ask for a little more or less"
+        )
+
+    def _left(self, rungs: Sequence[int]) -> np.ndarray:
+        """Return the counted widths that really remain."""
+        alive = ~self.graph.dead_classes(_taken(self.ladders, self._removed(rungs)))
+        return np.asarray(self.graph.incidence @ alive.astype(np.int64))
+
+    def _removed(self, rungs: Sequence[int]) -> list[int]:
+        return [int(ladder.rungs[rung]) for ladder, rung in zip(self.ladders, rungs)]
+
+    def write(self, choice: Choice, settings: Mapping[str, Any]) -> Plan:
+        removed = self._removed(choice.rungs)
+        units, by_group = _taken(self.ladders, removed), _by_group(self.ladders, removed)
+        return describe(self.graph, units, by_group, settings, choice.loss, choice.bound)
+
+    def beyond(self, choice: Choice) -> _Task:
+        """Return the same task where nothing that a choice removes can stay."""
+        left = [
+            replace(ladder, rungs=ladder.rungs[rung:], loss=ladder.loss[rung:])
+            for ladder, rung in zip(self.ladders, choice.rungs)
+        ]
+        return replace(self, ladders=left)

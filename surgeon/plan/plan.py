@@ -158,6 +158,8 @@ class Plan:
     masked       statistics over cut positions, for the proof
     scales       factors that make up for a root of a width, in attention
     out_of_reach share of the multiply-adds that no cut makes cheaper, by reason
+    loss         summed normalised importance that goes
+    bound        what every choice of widths under the budgets loses at least
     """
 
     cuts: Mapping[str, Cut]
@@ -171,11 +173,21 @@ class Plan:
     masked: tuple[Masked, ...] = ()
     scales: tuple[Scale, ...] = ()
     out_of_reach: Mapping[str, float] = field(default_factory=dict)
+    loss: float | None = None
+    bound: float | None = None
 
     @property
     def method(self) -> str:
         """The method of the model that was traced."""
         return str(self.settings.get("method", "forward"))
+
+    @property
+    def gap(self) -> float | None:
+        """How far the loss is above the bound, relative to the bound; None where nothing was to be chosen."""
+        if self.loss is None or self.bound is None:
+            return None
+        over = self.loss - self.bound
+        return over / self.bound if self.bound > 0 else 0.0 if over <= 1e-12 else math.inf
 
     def __str__(self) -> str:
         removed = sum(g.removed for g in self.groups)
@@ -183,7 +195,9 @@ class Plan:
         (f0, f1), (p0, p1) = self.totals["flops"], self.totals["params"]
         return (
             f"Plan({removed} of {total} units, FLOPs {f0:.4g} -> {f1:.4g} multiply-adds ({f1 / max(f0, 1):.1%}), "
-            f"parameters {p0:.4g} -> {p1:.4g} ({p1 / max(p0, 1):.1%}))"
+            f"parameters {p0:.4g} -> {p1:.4g} ({p1 / max(p0, 1):.1%})"
+            + (f", loss at most {self.gap:.2%} above the least possible" if self.gap is not None else "")
+            + ")"
         )
 
     __repr__ = __str__
@@ -207,6 +221,8 @@ class Plan:
             ],
             "out_of_reach": dict(self.out_of_reach),
             "scales": [scale.to_json() for scale in self.scales],
+            "loss": self.loss,
+            "bound": self.bound,
             "fingerprint": {name: list(shape) for name, shape in self.fingerprint.items()},
         }
         return json.dumps(data, indent=1, sort_keys=True)
@@ -254,6 +270,8 @@ def _read(data: Mapping[str, Any]) -> Plan:
         masked=tuple(Masked(m["call"], m["op"], m["position"], Selection.from_json(m)) for m in data["masked"]),
         scales=scales,
         out_of_reach=data["out_of_reach"],
+        loss=data["loss"],
+        bound=data["bound"],
     )
 
 
