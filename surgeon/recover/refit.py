@@ -3,17 +3,18 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from surgeon.calibrate import Leaf, Player, Step, Tape, aligned, drawn, record
+from surgeon.calibrate import Player, Tape, aligned, drawn, record
 from surgeon.errors import DataError, RecoverError
 from surgeon.plan.plan import Plan
 from surgeon.recover.problem import Problem, Rows, Weights
-from surgeon.recover.target import Target, affine, targets
+from surgeon.recover.target import Target, affine, kept_outputs, targets
+from surgeon.recover.write import can_shift, set_weight, shift
 
 # One sample in so many judges the fit of the others.
 HELD_OUT = 4
@@ -110,13 +111,6 @@ def _refit(
     return found
 
 
-def kept_outputs(plan: Plan, weight: str) -> Tensor | None:
-    """Return which outputs of a layer stay; None for all."""
-    cut = plan.cuts.get(weight)
-    kept = [s.keep for s in cut.selections if s.dims == (0,)] if cut else []
-    return torch.from_numpy(kept[0]) if kept else None
-
-
 def _advance(pair: _Pair, target: Target, calls: Sequence[int], given: Sequence[Any]) -> None:
     """Move to where a layer can be compared, keeping what layers on the way are given."""
     pair.whole.advance(target.until + 1)
@@ -160,7 +154,7 @@ class _Turn:
         best = problem.best() if small else problem.means_only()
         before, after = problem.error(problem.old), problem.error(best)
         if after < before:
-            self._write(problem.final(best) if small else best)
+            self._write(problem, problem.final(best) if small else best)
             for pair, (x, _) in zip(self.pairs, inputs):
                 self._again(pair, x)
         note = str(best) if small else f"{self.unknowns} inputs are over the memory cap, so only means are met"
@@ -181,7 +175,8 @@ class _Turn:
         factor, offset = (v.to(fit.x.device) for v in affine(self.norm, self.tape.leaves, self.weight.shape[0]))
         bias = self.tape.leaves[layer.bias] if layer.bias else self.weight.new_zeros(self.weight.shape[0])
         old = Weights(layer.matrix(self.weight).detach().double(), bias.detach().double().view(layer.groups, -1))
-        return Problem(old, fit, judge, factor, offset, self.target.relu, self._can_shift())
+        free = can_shift(self.small, self.layer, self.norm)
+        return Problem(old, fit, judge, factor, offset, self.target.relu, free)
 
     def _rows(self, pair: _Pair, x: Tensor, at: Tensor) -> Rows:
         layer, until = self.layer, self.tape.steps[self.target.until]
@@ -200,34 +195,11 @@ class _Turn:
         shapes = {pair.small.value(slot).shape for slot in (own, *self.target.others)}
         return len(shapes) > 1
 
-    def _owner(self) -> nn.Module:
-        return self.small.get_submodule(self.layer.weight.rpartition(".")[0])
-
-    def _can_shift(self) -> bool:
-        return bool(self.layer.bias or self.norm is not None or _takes_bias(self._owner(), self.layer.weight))
-
-    def _write(self, found: Weights) -> None:
-        """Put the weights into the small model: the offset goes into the bias, the batch norm's mean, or a new bias."""
-        layer, leaves = self.layer, self.tape.leaves
-        with torch.no_grad():
-            self.weight.copy_(layer.tensor(found.weight, self.weight))
-            offset = found.offset.reshape(-1)
-            if layer.bias:
-                leaves[layer.bias].copy_(offset)
-            elif self.norm is not None:
-                mean = leaves[self.norm.argument(3, "running_mean").name]
-                mean.sub_(offset.to(mean))
-            elif self._can_shift():
-                self._add_bias(offset.to(self.weight))
-
-    def _add_bias(self, offset: Tensor) -> None:
-        name = f"{self.layer.weight.rpartition('.')[0]}.bias"
-        bias = nn.Parameter(offset, requires_grad=self.weight.requires_grad)
-        self._owner().register_parameter("bias", bias)
-        for pair in self.pairs:
-            tape = pair.small.tape
-            tape.leaves[name] = bias
-            tape.steps[self.layer.at] = _with_bias(tape.steps[self.layer.at], Leaf(name))
+    def _write(self, problem: Problem, found: Weights) -> None:
+        tapes = [pair.small.tape for pair in self.pairs]
+        set_weight(self.layer, found.weight, tapes[0])
+        if problem.free:
+            shift(self.small, self.layer, self.norm, (found.offset - problem.old.offset).reshape(-1), tapes)
 
     def _again(self, pair: _Pair, x: Tensor) -> None:
         """Make the layer's result anew, up to where it was compared."""
@@ -248,14 +220,3 @@ def _joined(parts: Sequence[Rows]) -> Rows:
     return Rows(
         torch.cat([p.x for p in parts], 1), torch.cat([p.t for p in parts]), torch.cat([p.rest for p in parts])
     )
-
-
-def _takes_bias(owner: nn.Module, weight: str) -> bool:
-    plain = isinstance(owner, (nn.Linear, nn.Conv1d, nn.Conv2d, nn.Conv3d)) and weight.endswith(".weight")
-    return plain and owner._parameters.get("bias", owner) is None
-
-
-def _with_bias(step: Step, bias: Leaf) -> Step:
-    if len(step.args) > 2:
-        return replace(step, args=(*step.args[:2], bias, *step.args[3:]))
-    return replace(step, kwargs={**step.kwargs, "bias": bias})

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from surgeon.calibrate import Contraction, Leaf, Slot, Step, Tape, layers
+from surgeon.plan.plan import Plan
 
 
 @dataclass(frozen=True, eq=False)
@@ -69,7 +70,7 @@ def _target(tape: Tape, layer: Contraction, alone: bool = False) -> Target:
     path: list[int] = []
     while (reader := _only_reader(tape, slot, until)) is not None:
         step = tape.steps[reader]
-        if step.name == "batch_norm" and norm is None and not others and _frozen(step, slot):
+        if step.name == "batch_norm" and norm is None and not others and frozen(step, slot):
             norm = reader
         elif step.name == "add" and not alone and (other := _other(step, slot)) is not None:
             others.append(other)
@@ -105,7 +106,7 @@ def _only_reader(tape: Tape, slot: Slot, after: int) -> int | None:
     return readers[0] if len(readers) == 1 else None
 
 
-def _frozen(step: Step, slot: Slot) -> bool:
+def frozen(step: Step, slot: Slot) -> bool:
     """Tell whether a batch norm normalises with statistics that it holds."""
     statistics = step.argument(3, "running_mean"), step.argument(4, "running_var")
     given = step.argument(0, "input") == slot and not step.argument(5, "training", False)
@@ -130,3 +131,27 @@ def affine(step: Step | None, leaves: Mapping[str, Tensor], width: int) -> tuple
     factor = factor * leaves[weight.name].double() if isinstance(weight, Leaf) else factor
     offset = -mean * factor
     return factor, offset + leaves[bias.name].double() if isinstance(bias, Leaf) else offset
+
+
+def norm_behind(tape: Tape, layer: Contraction) -> Step | None:
+    """Return the batch norm that alone reads the result of a layer."""
+    norm = _target(tape, layer, alone=True).norm
+    return None if norm is None else tape.steps[norm]
+
+
+def kept_outputs(plan: Plan, weight: str) -> Tensor | None:
+    """Return which outputs of a layer stay; None for all."""
+    cut = plan.cuts.get(weight)
+    kept = [s.keep for s in cut.selections if s.dims == (0,)] if cut else []
+    return torch.from_numpy(kept[0]) if kept else None
+
+
+def lost_inputs(plan: Plan, layer: Contraction, weight: Tensor) -> Tensor | None:
+    """Return which inputs of each group go, bool ``[groups, i]``; None where all stay."""
+    cut = plan.cuts.get(layer.weight)
+    selections = [s for s in cut.selections if 1 in s.dims] if cut else []
+    if not selections:
+        return None
+    lost = torch.ones(selections[0].of, dtype=torch.bool)
+    lost[torch.from_numpy(selections[0].keep)] = False
+    return lost.view(layer.groups, -1, weight.shape[1])[:, 0]
