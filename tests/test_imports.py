@@ -18,17 +18,18 @@ ROOT = Path(surgeon.__file__).parent
 # From the bottom up. A package imports from lower layers, and from its own without a cycle.
 LAYERS = (
     {"errors", "aten", "dispatch", "exported", "modules"},
+    {"calibrate"},
     {"trace"},
     {"labels"},
     {"counts", "groups"},
     {"graph"},
-    {"score", "plan", "operate", "verify", "report"},
+    {"score", "plan", "operate", "verify", "recover", "report"},
     {"api"},
 )
 LAYER_OF = {package: i for i, layer in enumerate(LAYERS) for package in layer}
 
 # What reads a plan needs nothing of what made it.
-AFTER_THE_PLAN = ("operate", "verify", "report")
+AFTER_THE_PLAN = ("operate", "verify", "recover", "report")
 BEFORE_THE_PLAN = {"trace", "labels", "counts", "groups", "graph", "score"}
 
 

@@ -3,6 +3,7 @@
 from surgeon.calibrate.batches import batches, calibration, inputs, size
 from surgeon.calibrate.contraction import Contraction, contractions
 from surgeon.calibrate.ridge import Moments, Sums
+from surgeon.calibrate.shared import gathered, shown
 from surgeon.calibrate.statistics import drawn, input_moments, layers
 from surgeon.calibrate.tape import Leaf, Player, Slot, Step, Tape, aligned, record
 
@@ -20,9 +21,11 @@ __all__ = [
     "calibration",
     "contractions",
     "drawn",
+    "gathered",
     "input_moments",
     "inputs",
     "layers",
     "record",
+    "shown",
     "size",
 ]

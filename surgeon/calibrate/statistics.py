@@ -3,16 +3,17 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import torch
+from torch import Tensor
 
 from surgeon.calibrate.contraction import Contraction, contractions
 from surgeon.calibrate.ridge import Moments, Sums
 from surgeon.calibrate.tape import Player, Tape
 
 
-def drawn(many: int, count: int, draw: torch.Generator) -> torch.Tensor:
+def drawn(many: int, count: int, draw: torch.Generator) -> Tensor:
     """Return ``count`` of ``many`` positions in increasing order."""
     return torch.arange(many) if count >= many else torch.randperm(many, generator=draw)[:count].sort().values
 
@@ -24,13 +25,19 @@ def layers(tape: Tape) -> list[Contraction]:
 
 
 def input_moments(
-    tapes: Sequence[Tape], *, rows: int = 32768, memory: float = 2**30, seed: int = 0
+    tapes: Sequence[Tape],
+    *,
+    rows: int = 32768,
+    memory: float = 2**30,
+    seed: int = 0,
+    of: Callable[[Tensor], Tensor] = lambda x: x,
 ) -> dict[str, Moments]:
     """Return mean and covariance of the inputs of every layer, by the name of its weight.
 
     Parameters
     ----------
     rows : most positions of a layer that are used, drawn at random
+    of : what of the inputs, such as their size
     memory : bytes that all covariances may take; layers over it, the largest first, get variances only
     """
     wanted = layers(tapes[0])
@@ -48,6 +55,6 @@ def input_moments(
             player.advance(layer.at)
             x = player.value(layer.x)
             at = drawn(layer.positions(x), -(-rows // len(tapes)), draw).to(x.device)
-            given = layer.rows(x, at)
+            given = of(layer.rows(x, at))
             sums[layer.weight].add(given, given[:, :, :0])
     return {name: total.moments() for name, total in sums.items()}

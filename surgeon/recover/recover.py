@@ -2,16 +2,14 @@
 
 from __future__ import annotations
 
-import sys
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Any
 
 import torch
-from rich.progress import track
 from torch import nn
 
-from surgeon.calibrate import calibration, size
+from surgeon.calibrate import calibration, shown, size
 from surgeon.errors import DataError, RecoverError
 from surgeon.modules import bare, entering
 from surgeon.plan.plan import Plan
@@ -89,10 +87,6 @@ def recover(
         if data is None:
             raise DataError("method 'ridge' needs data: some batches without labels")
         batches = calibration(data, samples)
-        found = refit(model, small, plan, batches, rows=rows, memory=memory, seed=seed, track=_progress)
+        found = refit(model, small, plan, batches, rows=rows, memory=memory, seed=seed, track=lambda targets: shown(targets, "refitting"))
         return Recovery(method, tuple(found), sum(map(size, batches)))
-
-
-def _progress(targets: Sequence[Any]) -> Iterable[Any]:
-    return track(targets, "refitting", transient=True, disable=not sys.stderr.isatty())
 

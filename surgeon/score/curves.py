@@ -9,7 +9,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from surgeon.calibrate import Moments, Player, Step, Tape, calibration, input_moments, layers, record
+from surgeon.calibrate import Moments, Player, Step, calibration, input_moments, layers, record
 from surgeon.score.moments import RIDGE
 from surgeon.score.readers import Reader, readers
 
@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     from surgeon.graph import DependencyGraph, Group
 
 # Shares of a group at which its curve is measured; between them it is interpolated.
-SHARES = (0.06, 0.12, 0.25, 0.37, 0.5, 0.62, 0.75, 0.87, 1.0)
+SHARES = (0.08, 0.2, 0.35, 0.5, 0.65, 0.8, 0.9, 1.0)
 
 
 def divergence(found: Sequence[Tensor], wanted: Sequence[Tensor]) -> float:
@@ -47,7 +47,7 @@ def curves(
     loss: Callable[[Sequence[Tensor], Sequence[Tensor]], float] = divergence,
     shares: Sequence[float] = SHARES,
     samples: int = 512,
-    judged: int = 256,
+    judged: int = 128,
     memory: float = 2**30,
 ) -> dict[str, tuple[np.ndarray, np.ndarray]]:
     """Measure each group's loss curve: cut alone, by its scores, with the layers that read it refitted.
@@ -107,15 +107,14 @@ class Trial(Player):
         if change is not None:
             slot = step.outputs[0]
             made = self.values[slot]
-            shape = [-1 if step.name == "linear" else 1] * 0
             dims = [1] * made.dim()
             dims[-1 if step.name == "linear" else 1] = -1
-            del shape
             self.values[slot] = made + change[2].to(made).view(dims)
 
 
 def _refitted(graph: DependencyGraph, reader: Reader, moments: Moments, dead: np.ndarray) -> tuple[Tensor, Tensor]:
     """Return weight and offset of a layer after a refit to the inputs that stay, its lost inputs at zero."""
+    assert moments.xx is not None
     layer, old = reader.layer, graph.tensor(reader.layer.weight).detach()
     weight, lost = layer.matrix(old).double(), reader.lost(dead)
     new = torch.where(lost.unsqueeze(1), 0.0, weight)

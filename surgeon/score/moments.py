@@ -5,12 +5,11 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING
 
-import numpy as np
 import torch
 from torch import Tensor
 
 from surgeon.calibrate import Moments, calibration, input_moments, layers, record
-from surgeon.score.readers import Reader, readers
+from surgeon.score.readers import Reader, columns, readers
 
 if TYPE_CHECKING:
     from surgeon.graph import DependencyGraph, Group
@@ -45,6 +44,7 @@ class _Layer:
     def __init__(self, graph: DependencyGraph, reader: Reader, moments: Moments) -> None:
         self.reader = reader
         self.weight = reader.layer.matrix(graph.tensor(reader.layer.weight).detach()).double()  # [g, o, k]
+        assert moments.xx is not None
         xx = moments.xx if moments.xx.dim() == 3 else torch.diag_embed(moments.xx)
         spread = ((self.weight @ xx) * self.weight).sum()
         mean = xx.diagonal(dim1=1, dim2=2).mean(1).clamp(min=1e-300)
@@ -52,14 +52,14 @@ class _Layer:
         self.inverse = torch.cholesky_inverse(torch.linalg.cholesky(xx + RIDGE * mean.view(-1, 1, 1) * eye))
         self.scale = 1 / float(spread.clamp(min=1e-300))
 
-    def cost(self, columns: Sequence[Tensor]) -> Tensor:
+    def cost(self, taken: Sequence[Tensor]) -> Tensor:
         """Return what removing each set of columns costs, ``[units]``; columns count through the groups."""
-        sizes = {len(c) for c in columns}
+        sizes = {len(c) for c in taken}
         if sizes == {0}:
-            return torch.zeros(len(columns), dtype=torch.float64)
+            return torch.zeros(len(taken), dtype=torch.float64)
         if len(sizes) > 1:
-            return torch.cat([self.cost([c]) for c in columns])
-        at = torch.stack(list(columns))  # [units, size]
+            return torch.cat([self.cost([c]) for c in taken])
+        at = torch.stack(list(taken))  # [units, size]
         width = self.inverse.shape[1]
         group, inside = at // width, at % width
         same = group.unsqueeze(2) == group.unsqueeze(1)
@@ -67,17 +67,17 @@ class _Layer:
         weight = self.weight[group, :, inside]  # [units, size, o]
         # Columns of different groups belong to different filters: they only meet through their own group.
         inverse = torch.linalg.pinv(block, hermitian=True)
-        cost = torch.zeros(len(columns), dtype=torch.float64)
+        cost = torch.zeros(len(taken), dtype=torch.float64)
         for g in group.unique():
             mine = weight * (group == g).unsqueeze(2)
             cost += torch.einsum("uio,uij,ujo->u", mine, inverse, mine)
         return cost * self.scale
 
-    def remove(self, columns: Tensor) -> None:
+    def remove(self, taken: Tensor) -> None:
         """Refit to what stays."""
         width = self.inverse.shape[1]
-        for g in (columns // width).unique().tolist():
-            at = columns[columns // width == g] % width
+        for g in (taken // width).unique().tolist():
+            at = taken[taken // width == g] % width
             inverse = self.inverse[g]
             solved = torch.linalg.pinv(inverse[at][:, at], hermitian=True) @ inverse[at]
             self.weight[g] -= self.weight[g][:, at] @ solved
@@ -88,27 +88,17 @@ class _Layer:
 def _removed(graph: DependencyGraph, group: Group, read: Sequence[Reader], known: Mapping[str, Moments]) -> Tensor:
     """Return the scores of one group, ``[units]``."""
     many = len(group.units)
-    columns = [_columns(graph, group, reader) for reader in read]
+    taken = columns(graph, group, read)
     state = [_Layer(graph, reader, known[reader.layer.weight]) for reader in read]
     scores, left, worst = torch.zeros(many, dtype=torch.float64), list(range(many)), 0.0
     while left:
-        costs = sum((s.cost([c[u] for u in left]) for s, c in zip(state, columns)), torch.zeros(len(left)).double())
+        costs = sum((s.cost([c[u] for u in left]) for s, c in zip(state, taken)), torch.zeros(len(left)).double())
         order = costs.argsort(stable=True)[: max(1, many // STEPS)].tolist()
         for place in order:
             worst = max(worst, float(costs[place]))
             scores[left[place]] = worst
-            for s, c in zip(state, columns):
+            for s, c in zip(state, taken):
                 if len(c[left[place]]):
                     s.remove(c[left[place]])
         left = [unit for place, unit in enumerate(left) if place not in order]
-    # Of units that cost the same, those that went first still rank lower.
     return scores
-
-
-def _columns(graph: DependencyGraph, group: Group, reader: Reader) -> list[Tensor]:
-    """Return which inputs of a layer's matrix each unit takes along, as flat indices over its groups."""
-    found = []
-    for unit in group.units:
-        lost = reader.lost(graph.dead_classes([unit]))
-        found.append(torch.from_numpy(np.flatnonzero(lost.numpy())))
-    return found

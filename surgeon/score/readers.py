@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -45,3 +45,13 @@ def readers(graph: DependencyGraph, group: Group, layers: Sequence[Contraction])
             classes = place.classes.reshape(layer.groups, -1, width)[:, 0]
             found.append(Reader(layer, classes))
     return sorted(found, key=lambda reader: reader.layer.at)
+
+
+def columns(graph: DependencyGraph, group: Group, read: Sequence[Reader]) -> list[list[Tensor]]:
+    """Return which inputs of each layer's matrix each unit takes along: ``[readers][units]`` of flat indices."""
+    found: list[list[Tensor]] = [[] for _ in read]
+    for unit in group.units:
+        dead = graph.dead_classes([unit])
+        for mine, reader in zip(found, read):
+            mine.append(reader.lost(dead).reshape(-1).nonzero().squeeze(1))
+    return found
