@@ -5,6 +5,7 @@ result.model      # the same class, physically smaller
 result.plan       # what went and what stayed
 result.proof      # the masked original computes the same
 result.report     # before and after
+result.recovery   # with data: what was refitted
 """
 
 from surgeon.api import Result, prune, trace
@@ -12,6 +13,7 @@ from surgeon.errors import SurgeonError
 from surgeon.labels.rules.custom import rule
 from surgeon.operate import operate
 from surgeon.plan import Plan, plan
+from surgeon.recover import Recovery, recover
 from surgeon.report import Report, compare
 from surgeon.score import score
 from surgeon.verify import Proof, verify
@@ -21,6 +23,7 @@ __version__ = "0.1.0"
 __all__ = [
     "Plan",
     "Proof",
+    "Recovery",
     "Report",
     "Result",
     "SurgeonError",
@@ -28,6 +31,7 @@ __all__ = [
     "operate",
     "plan",
     "prune",
+    "recover",
     "rule",
     "score",
     "trace",

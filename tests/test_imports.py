@@ -140,6 +140,7 @@ def test_public_names() -> None:
     assert surgeon.__all__ == [
         "Plan",
         "Proof",
+        "Recovery",
         "Report",
         "Result",
         "SurgeonError",
@@ -147,6 +148,7 @@ def test_public_names() -> None:
         "operate",
         "plan",
         "prune",
+        "recover",
         "rule",
         "score",
         "trace",

@@ -17,10 +17,14 @@ Item = TypeVar("Item")
 def gathered(sums: Sequence[Tensor]) -> list[Tensor]:
     """Return sums over all processes, where ``torch.distributed`` is at work."""
     totals = [torch.as_tensor(value).clone() for value in sums]
-    if dist.is_available() and dist.is_initialized():
-        for total in totals:
-            dist.all_reduce(total)
+    for total in totals if together() else ():
+        dist.all_reduce(total)
     return totals
+
+
+def together() -> bool:
+    """Tell whether ``torch.distributed`` is at work."""
+    return dist.is_available() and dist.is_initialized()
 
 
 def shown(items: Iterable[Item], what: str) -> Iterator[Item]:

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 
 import torch
 from torch import Tensor
 
 from surgeon.calibrate.contraction import Contraction, contractions
 from surgeon.calibrate.ridge import Moments, Sums
+from surgeon.calibrate.shared import gathered, together
 from surgeon.calibrate.tape import Player, Tape
 
 
@@ -57,4 +59,17 @@ def input_moments(
             at = drawn(layer.positions(x), -(-rows // len(tapes)), draw).to(x.device)
             given = of(layer.rows(x, at))
             sums[layer.weight].add(given, given[:, :, :0])
-    return {name: total.moments() for name, total in sums.items()}
+    return {name: _everywhere(total.moments()) for name, total in sums.items()}
+
+
+def _everywhere(moments: Moments) -> Moments:
+    """Return the moments of the rows of all processes."""
+    if not together():
+        return moments
+    assert moments.xx is not None
+    full = moments.xx.dim() == 3
+    square = moments.x.unsqueeze(2) * moments.x.unsqueeze(1) if full else moments.x.square()
+    many = torch.tensor(float(moments.rows), dtype=torch.float64, device=moments.x.device)
+    many, x, xx = gathered([many, moments.x * many, (moments.xx + square) * many])
+    x, xx = x / many, xx / many
+    return replace(moments, rows=int(many), x=x, xx=xx - (x.unsqueeze(2) * x.unsqueeze(1) if full else x.square()))

@@ -74,8 +74,7 @@ def recover(
     >>> small = surgeon.operate(model, plan)
     >>> print(surgeon.recover(model, small, plan, batches))
     """
-    if method not in METHODS:
-        raise RecoverError(f"unknown method {method!r}; choose one of {', '.join(METHODS)}")
+    check_method(method)
     model, small = bare(model), bare(small)
     method = ("bias" if data is None else "ridge") if method == "auto" else method
     with torch.no_grad(), entering(plan.method, model, small):
@@ -90,3 +89,8 @@ def recover(
         found = refit(model, small, plan, batches, rows=rows, memory=memory, seed=seed, track=lambda targets: shown(targets, "refitting"))
         return Recovery(method, tuple(found), sum(map(size, batches)))
 
+
+def check_method(method: str) -> None:
+    """Raise RecoverError for a method that there is not."""
+    if method not in METHODS:
+        raise RecoverError(f"there is no compensation {method!r}; choose one of {', '.join(METHODS)}, or None")

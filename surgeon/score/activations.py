@@ -36,12 +36,12 @@ def wanda(graph: DependencyGraph, data: Iterable[Any], samples: int = 512) -> di
 
 def activation(graph: DependencyGraph, data: Iterable[Any], samples: int = 512) -> dict[str, Tensor]:
     """Mean size of what a unit gives to the layers that read it, ``E |x_j|``."""
-    return _scored(graph, data, samples, lambda m, w: m.x, torch.abs)
+    return _scored(graph, data, samples, lambda m, w: m.x, torch.abs, torch.mean)
 
 
 def apoz(graph: DependencyGraph, data: Iterable[Any], samples: int = 512) -> dict[str, Tensor]:
     """Share of positions at which a unit is not zero (Hu et al., 2016, "Network Trimming": average share of zeros)."""
-    return _scored(graph, data, samples, lambda m, w: m.x, lambda x: (x != 0).to(x.dtype))
+    return _scored(graph, data, samples, lambda m, w: m.x, lambda x: (x != 0).to(x.dtype), torch.mean)
 
 
 def _spread(moments: Moments) -> Tensor:
@@ -55,8 +55,9 @@ def _scored(
     samples: int,
     each: Callable[[Moments, Tensor], Tensor],
     of: Callable[[Tensor], Tensor] = lambda x: x,
+    together: Callable[[Tensor], Tensor] = torch.sum,
 ) -> dict[str, Tensor]:
-    """Sum a function of moments ``[g, k]`` and weight ``[g, o, k]`` over the inputs that each unit takes along."""
+    """Gather a function of moments ``[g, k]`` and weight ``[g, o, k]`` over the inputs that each unit takes along."""
     with torch.no_grad(), entering(graph.method, graph.model):
         tapes = [record(graph.model, given) for given in calibration(data, samples)]
         known, found = input_moments(tapes, memory=0, of=of), layers(tapes[0])
@@ -70,5 +71,5 @@ def _scored(
         scores[group.name] = torch.zeros(len(group.units), dtype=torch.float64)
         for reader, taken in zip(read, columns(graph, group, read)):
             mine = values[reader.layer.weight].cpu()
-            scores[group.name] += torch.stack([mine[at].sum() for at in taken])
+            scores[group.name] += torch.stack([together(mine[at]) if len(at) else mine.new_zeros(()) for at in taken])
     return scores
