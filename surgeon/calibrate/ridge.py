@@ -15,17 +15,21 @@ CHUNK = 8192
 class Sums:
     """First and second moments of rows x ``[g, rows, k]`` and targets t ``[g, rows, o]``, in float64.
 
-    Both are shifted by what the first rows are on average, which keeps the products small. ``second`` says what is
-    kept of the products of x with itself: "full" ``[g, k, k]``, "diagonal" ``[g, k]`` (and none with t), or "none".
+    Both are shifted by what the first rows are on average, which keeps the products small. Without ``full`` only the
+    squares of x are summed, ``[g, k]``, and no products with t.
     """
 
-    second: str = "full"
+    full: bool = True
     rows: int = 0
     sums: dict[str, Tensor] = field(default_factory=dict)
     shift: tuple[Tensor, Tensor] | None = None
 
     def __str__(self) -> str:
         return f"Sums of {self.rows} rows"
+
+    def copy(self) -> Sums:
+        """Return sums that can go on from here."""
+        return replace(self, sums=dict(self.sums))
 
     def add(self, x: Tensor, t: Tensor) -> None:
         """Add rows."""
@@ -38,11 +42,11 @@ class Sums:
         assert self.shift is not None
         wide = torch.promote_types(x.dtype, torch.float32)
         x, t = (x.to(wide) - self.shift[0].to(wide)), (t.to(wide) - self.shift[1].to(wide))
-        new = {"x": x.double().sum(1), "t": t.double().sum(1), "tt": t.double().square().sum(1)}
-        if self.second != "diagonal":
-            new["xt"] = (x.mT @ t).double()
-        if self.second != "none":
-            new["xx"] = (x.mT @ x).double() if self.second == "full" else x.double().square().sum(1)
+        new = {name: value.sum(1, dtype=torch.float64) for name, value in (("x", x), ("t", t), ("tt", t.square()))}
+        if self.full:
+            new |= {"xt": (x.mT @ t).double(), "xx": (x.mT @ x).double()}
+        else:
+            new["xx"] = x.square().sum(1, dtype=torch.float64)
         self.rows += x.shape[1]
         for name, value in new.items():
             self.sums[name] = self.sums[name] + value if name in self.sums else value
@@ -52,10 +56,8 @@ class Sums:
         assert self.shift is not None
         mean = {name: value / self.rows for name, value in self.sums.items()}
         x, t = mean["x"], mean["t"]
-        xx, xt = mean.get("xx"), mean.get("xt")
-        if xx is not None:
-            xx = xx - _outer(x, x) if xx.dim() == 3 else (xx - x.square()).clamp(min=0)
-        xt = None if xt is None else xt - _outer(x, t)
+        xx = mean["xx"] - _outer(x, x) if self.full else (mean["xx"] - x.square()).clamp(min=0)
+        xt = mean["xt"] - _outer(x, t) if self.full else None
         means = x + self.shift[0].squeeze(1), t + self.shift[1].squeeze(1)
         return Moments(self.rows, *means, xx, xt, mean["tt"] - t.square())
 
@@ -71,7 +73,7 @@ class Moments:
     rows: int
     x: Tensor
     t: Tensor
-    xx: Tensor | None
+    xx: Tensor
     xt: Tensor | None
     tt: Tensor
 
@@ -80,14 +82,17 @@ class Moments:
 
     def towards(self, x: Tensor, t: Tensor) -> Moments:
         """Return the moments of the same rows with other targets, ``t [g, rows, o]``."""
-        sums = Sums("none")
-        sums.add(x, t)
-        found = sums.moments()
-        return replace(self, t=found.t, xt=found.xt, tt=found.tt)
+        mean = t.mean(1, keepdim=True, dtype=torch.float64)
+        rest = t - mean.to(t)
+        chunks = zip(x.split(CHUNK, 1), rest.split(CHUNK, 1))
+        xt = sum(((a.mT @ b.to(a)).double() for a, b in chunks), torch.zeros_like(self.xt)) / self.rows
+        # What rounding left of the mean of t would meet the mean of x.
+        left = rest.mean(1, dtype=torch.float64)
+        return replace(self, t=mean.squeeze(1) + left, xt=xt - _outer(self.x, left), tt=rest.square().mean(1).double())
 
     def uncentred(self) -> Moments:
         """Return the moments about zero, for fits without an offset."""
-        assert self.xx is not None and self.xt is not None
+        assert self.xt is not None
         xx, xt = self.xx + _outer(self.x, self.x), self.xt + _outer(self.x, self.t)
         zeros = torch.zeros_like(self.x), torch.zeros_like(self.t)
         return Moments(self.rows, *zeros, xx, xt, self.tt + self.t.square())
@@ -97,7 +102,7 @@ class Moments:
 
         The penalty is ``ridge`` times the mean variance of x.
         """
-        assert self.xx is not None and self.xt is not None
+        assert self.xt is not None
         penalty = ridge * self.xx.diagonal(dim1=1, dim2=2).mean(1).clamp(min=1e-300)
         eye = torch.eye(self.xx.shape[1], dtype=torch.float64, device=self.xx.device)
         factor, info = torch.linalg.cholesky_ex(self.xx + penalty.view(-1, 1, 1) * eye)

@@ -50,7 +50,7 @@ def input_moments(
         if memory >= 0:
             whole.add(name)
     draw = torch.Generator().manual_seed(seed)
-    sums = {c.weight: Sums("full" if c.weight in whole else "diagonal") for c in wanted}
+    sums = {c.weight: Sums(c.weight in whole) for c in wanted}
     for tape in tapes:
         player = Player(tape)
         for layer in wanted:
@@ -66,7 +66,6 @@ def _everywhere(moments: Moments) -> Moments:
     """Return the moments of the rows of all processes."""
     if not together():
         return moments
-    assert moments.xx is not None
     full = moments.xx.dim() == 3
     square = moments.x.unsqueeze(2) * moments.x.unsqueeze(1) if full else moments.x.square()
     many = torch.tensor(float(moments.rows), dtype=torch.float64, device=moments.x.device)

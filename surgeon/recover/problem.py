@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
+from functools import cached_property
+from math import inf
 
 import torch
 from torch import Tensor
 
 from surgeon.calibrate import Moments, Sums
 
-# Shares of the mean variance of a layer's inputs that are tried as penalty; the held-out rows choose.
-RIDGES = (1e-9, 1e-4, 1e-3, 1e-2, 1e-1)
+# Shares of the mean variance of a layer's inputs that are tried as penalty; the held-out rows choose. With the last,
+# weights stay as they are and only the means are met.
+RIDGES = (1e-9, 1e-4, 1e-3, 1e-2, 1e-1, 0.5, inf)
 # How often targets that a ReLU cuts off are drawn to where the layer is by then.
 ROUNDS = 3
 
@@ -37,6 +40,8 @@ class Weights:
     rounds: int = 0
 
     def __str__(self) -> str:
+        if self.ridge == inf:
+            return "means only"
         return f"ridge {self.ridge:.0e}" + (f", {self.rounds} rounds" if self.rounds else "")
 
 
@@ -73,17 +78,20 @@ class Problem:
         return float((made - wanted).double().square().mean() / spread.clamp(min=1e-300))
 
     def means_only(self) -> Weights:
-        """Return the old weights with an offset that meets the means."""
-        moments = self._moments(self.fit, "diagonal")
-        return replace(self.old, offset=moments.offset(self.old.weight)) if self.free else self.old
+        """Return the old weights with an offset that meets the means, where there is a place for one."""
+        if not self.free:
+            return self.old
+        sums = Sums(full=False)
+        sums.add(self.fit.x, self._wanted(self.fit, self.fit.t))
+        return self._fitted(sums.moments(), inf) or self.old
 
     def best(self) -> Weights:
         """Return what does best on the held-out rows, fitted on the others."""
-        moments = self._moments(self.fit)
-        found = [self._fitted(moments, ridge) for ridge in RIDGES]
+        moments = self._sums.moments()
+        found = [self._fitted(moments, ridge) for ridge in RIDGES[: None if self.free else -1]]
         tried = [weights for weights in found if weights is not None]
         best = min([self.old, *tried], key=self.error)
-        if not self.relu or best is self.old:
+        if not self.relu or best is self.old or best.ridge == inf:
             return best
         rounds = [best]
         for _ in range(ROUNDS):
@@ -97,7 +105,9 @@ class Problem:
         """Return the same fit on all rows."""
         fit, held = self.fit, self.held
         every = Rows(torch.cat([fit.x, held.x], 1), torch.cat([fit.t, held.t]), torch.cat([fit.rest, held.rest]))
-        moments = self._moments(every)
+        sums = self._sums.copy()
+        sums.add(held.x, self._wanted(held, held.t))
+        moments = sums.moments()
         found = self._fitted(moments, best.ridge)
         for _ in range(best.rounds if found else 0):
             found = self._closer(every, moments, found) or found
@@ -114,8 +124,9 @@ class Problem:
         return new and replace(new, rounds=found.rounds + 1)
 
     def _fitted(self, moments: Moments, ridge: float) -> Weights | None:
-        moments = moments if self.free else moments.uncentred()
-        weight = moments.fit(self.old.weight, ridge)
+        if not self.free:
+            moments = moments.uncentred()
+        weight = self.old.weight if ridge == inf else moments.fit(self.old.weight, ridge)
         if weight is None:
             return None
         offset = moments.offset(weight) if self.free else self.old.offset
@@ -134,10 +145,11 @@ class Problem:
         own = (t - rows.rest - self.offset.to(t)) / factor.to(t)
         return own.view(len(own), rows.x.shape[0], -1).transpose(0, 1)
 
-    def _moments(self, rows: Rows, second: str = "full") -> Moments:
-        sums = Sums(second)
-        sums.add(rows.x, self._wanted(rows, rows.t))
-        return sums.moments()
+    @cached_property
+    def _sums(self) -> Sums:
+        sums = Sums()
+        sums.add(self.fit.x, self._wanted(self.fit, self.fit.t))
+        return sums
 
 
 def _ungrouped(made: Tensor) -> Tensor:

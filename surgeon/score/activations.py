@@ -45,7 +45,6 @@ def apoz(graph: DependencyGraph, data: Iterable[Any], samples: int = 512) -> dic
 
 
 def _spread(moments: Moments) -> Tensor:
-    assert moments.xx is not None
     return moments.xx if moments.xx.dim() == 2 else moments.xx.diagonal(dim1=1, dim2=2)
 
 

@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     from surgeon.graph import DependencyGraph, Group
 
 # Shares of a group at which its curve is measured; between them it is interpolated.
-SHARES = (0.08, 0.2, 0.35, 0.5, 0.65, 0.8, 0.9, 1.0)
+SHARES = (0.06, 0.12, 0.25, 0.37, 0.5, 0.62, 0.75, 0.87)
 
 
 def divergence(found: Sequence[Tensor], wanted: Sequence[Tensor]) -> float:
@@ -47,7 +47,7 @@ def curves(
     loss: Callable[[Sequence[Tensor], Sequence[Tensor]], float] = divergence,
     shares: Sequence[float] = SHARES,
     samples: int = 512,
-    judged: int = 128,
+    judged: int = 256,
     memory: float = 2**30,
 ) -> dict[str, tuple[np.ndarray, np.ndarray]]:
     """Measure each group's loss curve: cut alone, by its scores, with the layers that read it refitted.
@@ -114,7 +114,6 @@ class Trial(Player):
 
 def _refitted(graph: DependencyGraph, reader: Reader, moments: Moments, dead: np.ndarray) -> tuple[Tensor, Tensor]:
     """Return weight and offset of a layer after a refit to the inputs that stay, its lost inputs at zero."""
-    assert moments.xx is not None
     layer, old = reader.layer, graph.tensor(reader.layer.weight).detach()
     weight, lost = layer.matrix(old).double(), reader.lost(dead)
     new = torch.where(lost.unsqueeze(1), 0.0, weight)
@@ -143,6 +142,6 @@ def _filled(steps: np.ndarray, losses: np.ndarray) -> tuple[np.ndarray, np.ndarr
     """Interpolate the logarithm of a curve made monotone: losses span decades, and most of that near zero."""
     losses = np.maximum.accumulate(losses)
     every = np.arange(steps[-1] + 1)
-    tiny = max(1e-9, 1e-3 * float(losses[losses > 0].min(initial=1.0)))
+    tiny = max(1e-9, 1e-3 * float(losses[losses > 0].min(initial=np.inf))) if losses.any() else 1e-9
     logs = np.interp(every, steps, np.log(np.maximum(losses, tiny)))
     return every, np.where(every == 0, 0.0, np.exp(logs))

@@ -55,12 +55,13 @@ def snip(graph: DependencyGraph, data: Iterable[Any], loss: Loss) -> Scores:
 
     Lee et al., 2019, "SNIP: Single-shot Network Pruning based on Connection Sensitivity".
     """
-    weights, total, count = None, {}, 0
+    total: dict[str, Tensor] = {}
+    weights: dict[str, Tensor] = {}
+    count = 0
     for weights, value, _ in _losses(graph, data, loss):
         for name, slope in zip(weights, torch.autograd.grad(value, list(weights.values()), allow_unused=True)):
             total[name] = total.get(name, 0) + (torch.zeros_like(weights[name]) if slope is None else slope).double()
         count += 1
-    assert weights is not None
     names = list(total)
     sums = gathered([*(total[name] for name in names), torch.tensor(float(count))])
     return graph.per_unit({name: (weights[name].detach() * s / sums[-1]).abs() for name, s in zip(names, sums)})
@@ -138,7 +139,7 @@ def _scalar(value: Any) -> Tensor:
         what = f"shape {list(value.shape)}" if isinstance(value, Tensor) else type(value).__name__
         raise ScoreError(f"the loss must be a scalar tensor, got {what}; reduce it to its mean")
     if not bool(torch.isfinite(value)):
-        raise DataError(f"the loss is {float(value)}; check data, labels and weights")
+        raise DataError(f"the loss is {float(value.detach())}; check data, labels and weights")
     if not value.requires_grad:
         raise ScoreError("the loss does not depend on the weights: it is detached, or made without gradients")
     return value
