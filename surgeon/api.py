@@ -91,7 +91,7 @@ def prune(
         compensate with, and "obs" with widths from measured loss curves where there is
     data : some batches without labels; 128 to 512 samples are enough
     compensate : how to win back what the cut loses, after the proof: "auto" (refit with data, nothing without),
-        "ridge", "bias", "merge" or None: see ``recover``
+        "ridge", "bias", "merge", "noise", "norms" or None: see ``recover``
     keep : layers to leave as they are
     check : prove the result against the masked original
     method : what to run instead of ``forward``

@@ -2,6 +2,7 @@
 
 from surgeon.calibrate.batches import batches, calibration, inputs, size
 from surgeon.calibrate.contraction import Contraction, contractions
+from surgeon.calibrate.noise import noise
 from surgeon.calibrate.ridge import Moments, Sums
 from surgeon.calibrate.shared import gathered, shown
 from surgeon.calibrate.statistics import drawn, input_moments, layers
@@ -25,6 +26,7 @@ __all__ = [
     "input_moments",
     "inputs",
     "layers",
+    "noise",
     "record",
     "shown",
     "size",

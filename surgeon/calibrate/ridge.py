@@ -82,6 +82,7 @@ class Moments:
 
     def towards(self, x: Tensor, t: Tensor) -> Moments:
         """Return the moments of the same rows with other targets, ``t [g, rows, o]``."""
+        assert self.xt is not None
         mean = t.mean(1, keepdim=True, dtype=torch.float64)
         rest = t - mean.to(t)
         chunks = zip(x.split(CHUNK, 1), rest.split(CHUNK, 1))

@@ -206,9 +206,7 @@ def _budgets(graph: DependencyGraph, target: Mapping[str, Any]) -> list[Budget]:
 # -- ratio -------------------------------------------------------------------------------------------
 
 
-def _by_ratio(
-    graph: DependencyGraph, found: Sequence[Ladder], ratio: float, settings: Mapping[str, Any]
-) -> Plan:
+def _by_ratio(graph: DependencyGraph, found: Sequence[Ladder], ratio: float, settings: Mapping[str, Any]) -> Plan:
     choose = by_ratio_locally if settings["scope"] == "local" else by_ratio_globally
     chosen = choose(found, ratio)
     removed = [int(ladder.rungs[rung]) for ladder, rung in zip(found, chosen)]

@@ -416,7 +416,8 @@ def _mended(problem: Problem, rungs: Sequence[int]) -> list[int]:
         ]
         saved = sum((t.slopes / max(t.value - t.limit, 1e-12 * t.limit) for t in tangents), np.zeros(len(chosen)))
         rates = [
-            (l.loss[r + 1] - l.loss[r]) / max(min(s * np.log((l.size - l.rungs[r]) / (l.size - l.rungs[r + 1])), 1), 1e-12)
+            (l.loss[r + 1] - l.loss[r])
+            / max(min(s * np.log((l.size - l.rungs[r]) / (l.size - l.rungs[r + 1])), 1), 1e-12)
             if r + 1 < len(l.rungs)
             else np.inf
             for l, r, s in zip(problem.ladders, chosen, saved)

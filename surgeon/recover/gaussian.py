@@ -137,7 +137,9 @@ def _after(
         return None
     if step.name == "add":
         other = known.get(step.argument(1, "other"))
-        return Normal(mine.mean + other.mean, mine.var + other.var, mine.dim) if _fits(mine, other) else None
+        if other is None or other.dim != mine.dim or len(other.mean) != len(mine.mean):
+            return None
+        return Normal(mine.mean + other.mean, mine.var + other.var, mine.dim)
     if step.name in _SAME:
         return mine
     if step.name == "hardtanh" and (step.argument(1, "min_val"), step.argument(2, "max_val")) == (0.0, 6.0):
@@ -149,10 +151,6 @@ def _after(
     if step.name in ("mean", "flatten", "view", "reshape", "squeeze"):
         return _flat(step, mine, shapes[x])
     return _through(layer, mine, leaves) if layer is not None else None
-
-
-def _fits(a: Normal, b: Normal | None) -> bool:
-    return b is not None and a.dim == b.dim and len(a.mean) == len(b.mean)
 
 
 def _activated(moments: Callable[[Tensor, Tensor], tuple[Tensor, Tensor]], x: Normal) -> Normal:

@@ -109,8 +109,8 @@ class Problem:
         sums.add(held.x, self._wanted(held, held.t))
         moments = sums.moments()
         found = self._fitted(moments, best.ridge)
-        for _ in range(best.rounds if found else 0):
-            found = self._closer(every, moments, found) or found
+        for _ in range(best.rounds):
+            found = found and (self._closer(every, moments, found) or found)
         return found or best
 
     def _closer(self, rows: Rows, moments: Moments, found: Weights) -> Weights | None:

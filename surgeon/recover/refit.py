@@ -217,6 +217,4 @@ class _Turn:
 
 
 def _joined(parts: Sequence[Rows]) -> Rows:
-    return Rows(
-        torch.cat([p.x for p in parts], 1), torch.cat([p.t for p in parts]), torch.cat([p.rest for p in parts])
-    )
+    return Rows(torch.cat([p.x for p in parts], 1), torch.cat([p.t for p in parts]), torch.cat([p.rest for p in parts]))

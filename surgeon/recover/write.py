@@ -61,5 +61,3 @@ def set_weight(layer: Contraction, matrix: Tensor, tape: Tape) -> None:
     """Write a matrix ``[groups, o / groups, taps * i]`` into the layer's weight."""
     weight = tape.leaves[layer.weight]
     weight.data.copy_(layer.tensor(matrix, weight))
-
-

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -42,7 +42,7 @@ def divergence(found: Sequence[Tensor], wanted: Sequence[Tensor]) -> float:
 def curves(
     graph: DependencyGraph,
     scores: Mapping[str, Tensor],
-    data: object,
+    data: Iterable[Any],
     *,
     loss: Callable[[Sequence[Tensor], Sequence[Tensor]], float] = divergence,
     shares: Sequence[float] = SHARES,

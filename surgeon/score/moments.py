@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from typing import TYPE_CHECKING
+from collections.abc import Iterable, Mapping, Sequence
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
@@ -20,7 +20,7 @@ RIDGE = 1e-3
 STEPS = 128
 
 
-def obs(graph: DependencyGraph, data: object, samples: int = 512, memory: float = 2**30) -> dict[str, Tensor]:
+def obs(graph: DependencyGraph, data: Iterable[Any], samples: int = 512, memory: float = 2**30) -> dict[str, Tensor]:
     """Error that removing a unit leaves after all layers that read it are refitted to what stays.
 
     Units are removed one by one, the cheapest first, and the others are judged anew: the score of a unit is the
@@ -44,7 +44,7 @@ class _Layer:
     def __init__(self, graph: DependencyGraph, reader: Reader, moments: Moments) -> None:
         self.reader = reader
         self.weight = reader.layer.matrix(graph.tensor(reader.layer.weight).detach()).double().clone()  # [g, o, k]
-            xx = moments.xx if moments.xx.dim() == 3 else torch.diag_embed(moments.xx)
+        xx = moments.xx if moments.xx.dim() == 3 else torch.diag_embed(moments.xx)
         spread = ((self.weight @ xx) * self.weight).sum()
         mean = xx.diagonal(dim1=1, dim2=2).mean(1).clamp(min=1e-300)
         eye = torch.eye(xx.shape[1], dtype=torch.float64, device=xx.device)

@@ -46,7 +46,7 @@ def per_unit(model: Perceptron, of: Callable[[str, Tensor], Tensor]) -> Tensor:
 
 
 def averaged(model: Perceptron, data: Batches, each: Callable[..., Tensor], then: Callable[[Tensor], Tensor]) -> Tensor:
-    return torch.stack([then(per_unit(model, lambda n, w: each(w, g[n]))) for g in slopes(model, data)]).mean(0)
+    return torch.stack([then(per_unit(model, lambda n, w, g=g: each(w, g[n]))) for g in slopes(model, data)]).mean(0)
 
 
 def mean_slopes(model: Perceptron, data: Batches) -> dict[str, Tensor]:
@@ -59,8 +59,8 @@ def grasp(model: Perceptron, data: Batches) -> Tensor:
     for x, y in data:
         names, leaves = zip(*model.named_parameters())
         g = torch.autograd.grad(F.cross_entropy(model(x), y), leaves, create_graph=True)
-        hessian_times_g = dict(zip(names, torch.autograd.grad(sum((a * a.detach()).sum() for a in g), leaves)))
-        total += per_unit(model, lambda n, w: w * hessian_times_g[n]) / len(data)
+        product = dict(zip(names, torch.autograd.grad(sum((a * a.detach()).sum() for a in g), leaves)))
+        total += per_unit(model, lambda n, w, product=product: w * product[n]) / len(data)
     return total
 
 
