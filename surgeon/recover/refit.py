@@ -102,16 +102,17 @@ def _refit(
         raise RecoverError("the small model takes other calls than the original, so layers can't be compared")
     pairs = [_Pair(Player(whole), Player(cut)) for whole, cut in tapes]
     todo = list(targets(tapes[0][1], set(plan.cuts)))
+    calls = sorted(target.layer.at for target in todo)
     draw = torch.Generator().manual_seed(seed)
     found = []
     for target in track(todo):
         for pair in pairs:
-            _advance(pair, target, sorted({t.layer.at for t in todo}), [t.layer.x for t in todo])
+            _advance(pair, target, calls)
         found.append(_Turn(target, pairs, small, kept_outputs(plan, target.layer.weight)).run(rows, memory, draw))
     return found
 
 
-def _advance(pair: _Pair, target: Target, calls: Sequence[int], given: Sequence[Any]) -> None:
+def _advance(pair: _Pair, target: Target, calls: Sequence[int]) -> None:
     """Move to where a layer can be compared, keeping what layers on the way are given."""
     pair.whole.advance(target.until + 1)
     for at in calls:
@@ -211,9 +212,9 @@ class _Turn:
                 player.run(steps[at])
         if not alive and self.target.path:
             del player.values[self.layer.x]
-        for at in self.target.path[:-1]:
-            for slot in steps[at].outputs:
-                player.values.pop(slot, None)
+        compared = steps[self.target.until].inputs
+        for slot in {slot for at in self.target.path for slot in steps[at].outputs} - set(compared):
+            player.values.pop(slot, None)
 
 
 def _joined(parts: Sequence[Rows]) -> Rows:
