@@ -80,7 +80,7 @@ def _folded(
     merge: bool,
 ) -> Fold:
     """Fold one layer: ``w_S + w_P B`` and ``w_P (m_P - B m_S)`` with ``B = C_PS C_SS^-1`` and the covariance C."""
-    weight = whole.leaves[layer.weight].detach().double()
+    weight = whole.leaves[layer.weight].detach().double().cpu()
     keep = kept_outputs(plan, layer.weight)
     norm = norm_behind(cut, theirs)
     gone = lost.view(layer.groups, 1, -1).expand(-1, len(weight) // layer.groups, -1).reshape(len(weight), -1)
@@ -135,11 +135,11 @@ def covariance(tape: Tape, slot: Slot, x: Normal, known: dict[Slot, Normal]) -> 
         return torch.diag(x.var)
     layer, norm, function = made
     before = _before(tape, norm)
-    filters = layer.matrix(tape.leaves[layer.weight].detach().double()).reshape(len(before.mean), -1)
+    filters = layer.matrix(tape.leaves[layer.weight].detach().double().cpu()).reshape(len(before.mean), -1)
     given = known.get(layer.x)
     if given is not None and layer.groups == 1:
         filters = filters * given.var.sqrt().repeat(filters.shape[1] // len(given.var))
-    filters = filters * affine(norm, tape.leaves, len(filters))[0].sign().unsqueeze(1)
+    filters = filters * affine(norm, tape.leaves, len(filters))[0].cpu().sign().unsqueeze(1)
     unit = filters / filters.norm(dim=1, keepdim=True).clamp(min=1e-300)
     return _products(function, before.mean, before.var.sqrt(), (unit @ unit.mT).clamp(-1, 1))
 
@@ -176,5 +176,7 @@ def _maker(tape: Tape, slot: Slot) -> tuple[Contraction, Step, Callable[[Tensor]
 
 
 def _before(tape: Tape, norm: Step) -> Normal:
-    weight, bias = (tape.leaves[norm.argument(p, n).name].detach().double() for p, n in ((1, "weight"), (2, "bias")))
+    weight, bias = (
+        tape.leaves[norm.argument(p, n).name].detach().double().cpu() for p, n in ((1, "weight"), (2, "bias"))
+    )
     return Normal(bias, weight.square(), 1)

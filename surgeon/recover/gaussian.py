@@ -162,8 +162,8 @@ def _norm(step: Step, leaves: Mapping[str, Tensor], dim: int, at: int = 1) -> No
     weight, bias = step.argument(at, "weight"), step.argument(at + 1, "bias")
     if not isinstance(weight, Leaf) or leaves[weight.name].dim() != 1:
         return None
-    scale = leaves[weight.name].detach().double()
-    mean = leaves[bias.name].detach().double() if isinstance(bias, Leaf) else torch.zeros_like(scale)
+    scale = leaves[weight.name].detach().double().cpu()
+    mean = leaves[bias.name].detach().double().cpu() if isinstance(bias, Leaf) else torch.zeros_like(scale)
     return Normal(mean, scale**2, dim)
 
 
@@ -182,11 +182,11 @@ def _flat(step: Step, x: Normal, shape: torch.Size) -> Normal | None:
 
 def _through(layer: Contraction, x: Normal, leaves: Mapping[str, Tensor]) -> Normal:
     """Sum independent inputs; padding is left out of account."""
-    matrix = layer.matrix(leaves[layer.weight].detach().double())
+    matrix = layer.matrix(leaves[layer.weight].detach().double().cpu())
     taps = matrix.shape[2] * layer.groups // len(x.mean)
     mean, var = (v.view(layer.groups, -1).repeat(1, taps).unsqueeze(2) for v in (x.mean, x.var))
     out, spread = (matrix @ mean).reshape(-1), (matrix.square() @ var).reshape(-1)
-    return Normal(out + leaves[layer.bias].detach().double() if layer.bias else out, spread, x.dim)
+    return Normal(out + leaves[layer.bias].detach().double().cpu() if layer.bias else out, spread, x.dim)
 
 
 __all__ = ["ACTIVATIONS", "Normal", "affine", "normals", "quadrature", "relu", "relu6"]

@@ -115,16 +115,16 @@ class Trial(Player):
 def _refitted(graph: DependencyGraph, reader: Reader, moments: Moments, dead: np.ndarray) -> tuple[Tensor, Tensor]:
     """Return weight and offset of a layer after a refit to the inputs that stay, its lost inputs at zero."""
     layer, old = reader.layer, graph.tensor(reader.layer.weight).detach()
-    weight, lost = layer.matrix(old).double(), reader.lost(dead)
+    weight, lost = layer.matrix(old).double().cpu(), reader.lost(dead)
     new = torch.where(lost.unsqueeze(1), 0.0, weight)
     for g in range(layer.groups) if moments.xx.dim() == 3 else ():
         stays, goes = (~lost[g]).nonzero().squeeze(1), lost[g].nonzero().squeeze(1)
         if not len(stays) or not len(goes):
             continue
-        xx = moments.xx[g]
+        xx = moments.xx[g].cpu()
         system = xx[stays][:, stays] + RIDGE * xx.diagonal().mean().clamp(min=1e-300) * torch.eye(len(stays)).to(xx)
         new[g][:, stays] += torch.linalg.solve(system, xx[stays][:, goes] @ weight[g][:, goes].mT).mT
-    offset = ((weight - new) @ moments.x.unsqueeze(2)).reshape(-1)
+    offset = ((weight - new) @ moments.x.cpu().unsqueeze(2)).reshape(-1)
     return layer.tensor(new, old), offset
 
 

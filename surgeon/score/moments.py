@@ -43,8 +43,10 @@ class _Layer:
 
     def __init__(self, graph: DependencyGraph, reader: Reader, moments: Moments) -> None:
         self.reader = reader
-        self.weight = reader.layer.matrix(graph.tensor(reader.layer.weight).detach()).double().clone()  # [g, o, k]
-        xx = moments.xx if moments.xx.dim() == 3 else torch.diag_embed(moments.xx)
+        self.weight = (
+            reader.layer.matrix(graph.tensor(reader.layer.weight).detach()).double().cpu().clone()
+        )  # [g, o, k]
+        xx = (moments.xx if moments.xx.dim() == 3 else torch.diag_embed(moments.xx)).cpu()
         spread = ((self.weight @ xx) * self.weight).sum()
         mean = xx.diagonal(dim1=1, dim2=2).mean(1).clamp(min=1e-300)
         eye = torch.eye(xx.shape[1], dtype=torch.float64, device=xx.device)
