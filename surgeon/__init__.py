@@ -8,32 +8,37 @@ result.report     # before and after
 result.recovery   # with data: what was refitted
 """
 
-from surgeon.api import Result, prune, trace
+from surgeon.api import Result, plan, prune, trace
 from surgeon.errors import SurgeonError
 from surgeon.labels.rules.custom import rule
 from surgeon.operate import operate
-from surgeon.plan import Plan, plan
+from surgeon.plan import Pareto, Plan, pareto
 from surgeon.recover import Recovery, recover
 from surgeon.report import Report, compare
 from surgeon.score import score
+from surgeon.sensitivity import Sensitivity, sensitivity
 from surgeon.verify import Proof, verify
 
 __version__ = "0.1.0"
 
 __all__ = [
+    "Pareto",
     "Plan",
     "Proof",
     "Recovery",
     "Report",
     "Result",
+    "Sensitivity",
     "SurgeonError",
     "compare",
     "operate",
+    "pareto",
     "plan",
     "prune",
     "recover",
     "rule",
     "score",
+    "sensitivity",
     "trace",
     "verify",
 ]

@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 from torch._ops import OpOverload
 from torch.nn import functional as F
+from torch.overrides import handle_torch_function, has_torch_function
 
 # The end of a slice that has none.
 END = 2**63 - 1
@@ -148,10 +149,17 @@ def _index(self: Tensor, indices: Sequence[Tensor | None]) -> Tensor:
 
 def _index_put(self: Tensor, indices: Sequence[Tensor | None], values: Tensor, accumulate: bool = False) -> Tensor:
     if accumulate:
-        return torch.index_put(self, indices, values, True)  # type: ignore[arg-type]
+        return index_put(self, indices, values)
     written = self.clone()
     written[tuple(slice(None) if i is None else i for i in indices)] = values
     return written
+
+
+def index_put(self: Tensor, indices: Sequence[Tensor | None], values: Tensor) -> Tensor:
+    """Add values to places; ``torch.index_put`` takes no dimension as a whole, which the operator does."""
+    if has_torch_function((self, values)):
+        return handle_torch_function(index_put, (self, values), self, indices, values)
+    return torch.ops.aten.index_put.default(self, indices, values, True)
 
 
 def _view(self: Tensor, size: Any) -> Tensor:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -12,7 +12,7 @@ from torch import Tensor
 
 from surgeon.labels.family import Extent, Family, extent
 from surgeon.labels.ops import Shape
-from surgeon.labels.units import Solution
+from surgeon.labels.units import Solution, incidence
 
 
 @dataclass(frozen=True)
@@ -91,13 +91,6 @@ class Counts:
         return incidence(self.rows, self.solution.classes)
 
 
-def incidence(rows: Sequence[np.ndarray], columns: int) -> sparse.csr_matrix:
-    """Return how often each number occurs in each row, ``[rows, columns]``; a number may have several entries."""
-    ends = np.cumsum([0, *map(len, rows)])
-    numbers = np.concatenate(rows) if rows else np.zeros(0, np.int64)
-    return sparse.csr_matrix((np.ones(len(numbers), np.int32), numbers, ends), shape=(len(rows), columns))
-
-
 @dataclass(frozen=True, eq=False)
 class Node:
     """One recorded op with symbolic shapes: the cost model reads these."""
@@ -114,3 +107,16 @@ class Node:
 
     def __str__(self) -> str:
         return f"{self.name} in {self.module or 'the model'} ({self.source})"
+
+
+@dataclass(frozen=True, eq=False)
+class Held:
+    """Memory with a symbolic shape, alive while the ops from ``born`` to before ``died`` run."""
+
+    shape: tuple[int | Counted, ...]
+    itemsize: int
+    born: int
+    died: int
+
+    def __str__(self) -> str:
+        return f"{list(map(str, self.shape))} of {self.itemsize} bytes, ops {self.born} to {self.died - 1}"

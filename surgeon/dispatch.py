@@ -133,13 +133,19 @@ ASIDES = frozenset({"dtype", "device", "is_cuda", "dim", "data_ptr", "grad_fn", 
 _BINARY = {"add", "sub", "mul", "div", "truediv", "floordiv", "mod", "pow", "and", "or", "xor", "matmul"}
 
 
-@lru_cache(maxsize=4096)
 def op_name(func: Any) -> str:
     """Return the table name of a torch function or operator.
 
     ``conv2d``, ``getitem``, ``add`` (also for ``add_``, ``+=``, ``__radd__``, ``aten.add.Tensor``); operators of a
-    library keep its name, ``torchvision::nms``, whichever overload is called.
+    library keep its name, ``torchvision::nms``, whichever overload is called. A custom autograd function goes by the
+    name of its class.
     """
+    # One is made per call and knows its recording, which a cache would keep alive.
+    return func.__name__ if isinstance(func, Applied) else _op_name(func)
+
+
+@lru_cache(maxsize=4096)
+def _op_name(func: Any) -> str:
     if isinstance(func, OpOverloadPacket):
         qualified = str(func._qualified_op_name)
         if not qualified.startswith("aten::"):

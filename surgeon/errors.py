@@ -12,7 +12,10 @@ SurgeonError
 ├── DataError           calibration data that is empty, not finite, or does not fit the model
 ├── RecoverError        compensation that can't be made, such as for a model whose calls changed with the cut
 ├── PlanMismatch        the plan was made for another architecture; names the tensor
-└── VerificationError   the small model does not compute what the masked original computes
+├── VerificationError   the small model does not compute what the masked original computes
+├── EvaluationError     ``evaluate`` or ``finetune`` failed, or gave no finite number; names the cut
+├── AccuracyDrop        no cut stays within ``max_drop``; says how close one came
+└── SensitivityError    a file of sensitivities that is damaged, or belongs to another model
 """
 
 from __future__ import annotations
@@ -34,6 +37,9 @@ __all__ = [
     "RecoverError",
     "PlanMismatch",
     "VerificationError",
+    "EvaluationError",
+    "AccuracyDrop",
+    "SensitivityError",
 ]
 
 
@@ -92,3 +98,22 @@ class PlanMismatch(SurgeonError):
 
 class VerificationError(SurgeonError):
     """The small model does not compute what the masked original computes."""
+
+
+class EvaluationError(SurgeonError):
+    """A function of the user's failed on a model, or did not return one finite number."""
+
+
+class AccuracyDrop(SurgeonError):
+    """Even the mildest cut loses more than ``max_drop``.
+
+    ``evaluations`` holds what was tried, a ``surgeon.guard.Evaluations``.
+    """
+
+    def __init__(self, message: str, evaluations: object = None) -> None:
+        super().__init__(message)
+        self.evaluations = evaluations
+
+
+class SensitivityError(SurgeonError):
+    """A file of sensitivities that can't be read, or that belongs to another run."""

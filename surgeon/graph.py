@@ -5,6 +5,7 @@ from __future__ import annotations
 import fnmatch
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
+from functools import cached_property
 from itertools import pairwise
 from math import prod
 from typing import Any
@@ -15,14 +16,15 @@ import torch
 from scipy import sparse
 from torch import Tensor, nn
 
-from surgeon.counts import Counted, Counts, Node, counted, incidence
+from surgeon.counts import Counted, Counts, Held, Node, counted
 from surgeon.errors import NothingPrunable, UnknownLayer
 from surgeon.groups import Group, Place, first_steps, locate, named, pin
+from surgeon.labels.lifetimes import Allocation
 from surgeon.labels.ops import Op, needed
 from surgeon.labels.run import Run
 from surgeon.labels.sizes import Constraint, Index, Settlement, settle
 from surgeon.labels.space import Reason
-from surgeon.labels.units import Block, arrange, members_of, signatures, solve
+from surgeon.labels.units import Block, arrange, incidence, members_of, signatures, solve
 from surgeon.modules import holder
 from surgeon.trace import Attribute, Expression, Width, evaluate
 from surgeon.trace.integers import leaves
@@ -36,12 +38,13 @@ class DependencyGraph:
     layers : networkx.DiGraph with a node per layer that owns parameters and an edge per dependency
     groups : coupled groups, free ones first
     nodes : recorded ops with symbolic shapes
+    allocations : memory of the forward pass, with symbolic shapes
     shapes : parameter and buffer name -> symbolic shape
     """
 
-    def __init__(self, model: nn.Module, recorded: Run, method: str = "forward") -> None:
+    def __init__(self, model: nn.Module, recorded: Run, method: str = "forward", example_inputs: Any = None) -> None:
         flow, constraints = recorded.flow, recorded.constraints
-        self.model, self.method = model, method
+        self.model, self.method, self.example_inputs = model, method, example_inputs
         self.solution = solve(flow.space)
         self.counts = Counts(self.solution)
         self.flow = flow
@@ -63,6 +66,7 @@ class DependencyGraph:
         self.aliases = _aliases(model, self.shapes)
         live = needed(flow.ops, flow.outputs)
         self.nodes = [self._lower(op, i in live) for i, op in enumerate(flow.ops)]
+        self.allocations = [self._held(allocation) for allocation in flow.lifetimes.allocations]
         self._ids: dict[int, Counted] = {}
         widths = [w for c in constraints for w in c.widths()] + [n for n in numbers if isinstance(n, Width)]
         for width in widths:
@@ -80,6 +84,10 @@ class DependencyGraph:
         operands = tuple(self.counts.shape(s) for s in op.operands if s is not None)
         results = tuple(self.counts.shape(s) for s in op.results)
         return Node(op.index, op.name, op.module, op.source, operands, results, op.parameters, op.settings, live)
+
+    def _held(self, allocation: Allocation) -> Held:
+        end = len(self.flow.ops) if allocation.died is None else allocation.died
+        return Held(self.counts.shape(allocation.shape), allocation.itemsize, max(allocation.born, 0), end)
 
     def _count_ids(self, width: Width) -> list[int]:
         counted = self._ids[id(width)]
@@ -268,8 +276,13 @@ class DependencyGraph:
         """Say why a group is pinned, with op and source line."""
         if group.pinned is None:
             return ""
-        at = next((op for op in self.flow.ops if op.index == group.pinned.at), None)
+        at = self._at.get(group.pinned.at)
         return group.pinned.text + (f", at {at}" if at is not None and str(at) not in group.pinned.text else "")
+
+    @cached_property
+    def _at(self) -> dict[int, Op]:
+        """The ops by the number of their call."""
+        return {op.index: op for op in reversed(self.flow.ops)}
 
     def explain(self, layer: str) -> str:
         """Say who is cut together with a layer and why, or why it can't be cut.

@@ -11,7 +11,7 @@ from scipy import sparse
 from surgeon.labels.family import Family, Value
 from surgeon.labels.flow import Flow
 from surgeon.labels.space import Reason
-from surgeon.labels.units import Block, Solution
+from surgeon.labels.units import Block, Solution, incidence
 
 
 @dataclass(frozen=True, eq=False)
@@ -65,9 +65,7 @@ class Group:
 def first_steps(blocks: Sequence[Block], units: int) -> sparse.csr_matrix:
     """Return which units the first step of each block takes, ``[blocks, units]``."""
     taken = [np.concatenate([atom[: len(atom) // b.steps] for atom in b.atoms]) for b in blocks]
-    columns = np.concatenate(taken) if taken else np.zeros(0, np.int64)
-    rows = np.repeat(np.arange(len(blocks)), [len(t) for t in taken])
-    return sparse.csr_matrix((np.ones(len(rows), np.int32), (rows, columns)), shape=(len(blocks), units))
+    return incidence(taken, units)
 
 
 def pin(group: Group, reason: Reason) -> Group:

@@ -115,7 +115,9 @@ def untouched(model: nn.Module) -> Iterator[None]:
     ]
     plain = {id(attributes): attributes for module in model.modules() for _, attributes in records(module)}
     saved += [(attributes, dict(attributes), []) for attributes in plain.values()]
-    buffers = [(buffer, buffer._version, buffer.clone()) for buffer in model.buffers() if not buffer.is_inference()]
+    buffers = [
+        (buffer, buffer._version, buffer.detach().clone()) for buffer in model.buffers() if not buffer.is_inference()
+    ]
     devices = sorted({p.device.index or 0 for p in model.parameters() if p.device.type == "cuda"})
     try:
         with torch.random.fork_rng(devices=devices):
@@ -159,14 +161,22 @@ def entering(method: str, *models: nn.Module) -> Iterator[None]:
     if method == "forward":
         yield
         return
-    entries = [(model, _entry(model, method)) for model in models]
-    for model, entry in entries:
+    entries = [(model, vars(model).get("forward"), _entry(model, method)) for model in models]
+    for model, _, entry in entries:
         vars(model)["forward"] = entry
     try:
         yield
     finally:
-        for model, _ in entries:
-            vars(model).pop("forward", None)
+        for model, own, _ in entries:
+            _set_forward(model, own)
+
+
+def _set_forward(model: nn.Module, own: Callable[..., Any] | None) -> None:
+    """Set the model's own ``forward``, if it has another than its class."""
+    if own is None:
+        vars(model).pop("forward", None)
+    else:
+        vars(model)["forward"] = own
 
 
 def _entry(model: nn.Module, method: str) -> Callable[..., Any]:
@@ -176,8 +186,10 @@ def _entry(model: nn.Module, method: str) -> Callable[..., Any]:
         near = get_close_matches(method, known, n=3) or known[:5]
         raise TraceError(f"{type(model).__name__} has no method {method!r}; it has {', '.join(near) or 'none'}")
 
+    own = vars(model).get("forward")
+
     def entry(*args: Any, **kwargs: Any) -> Any:
-        del vars(model)["forward"]
+        _set_forward(model, own)
         try:
             return bound(*args, **kwargs)
         finally:
@@ -187,13 +199,21 @@ def _entry(model: nn.Module, method: str) -> Callable[..., Any]:
 
 
 @contextmanager
-def evaluating(*models: nn.Module) -> Iterator[None]:
-    """Put models in eval mode and put every module's own flag back afterwards."""
+def modes_kept(*models: nn.Module) -> Iterator[None]:
+    """Put every module's own train/eval flag back afterwards."""
     flags = [(module, module.training) for model in models for module in model.modules()]
     try:
-        for module, _ in flags:
-            module.training = False
         yield
     finally:
         for module, training in flags:
             module.training = training
+
+
+@contextmanager
+def evaluating(*models: nn.Module) -> Iterator[None]:
+    """Put models in eval mode and put every module's own flag back afterwards."""
+    with modes_kept(*models):
+        for model in models:
+            for module in model.modules():
+                module.training = False
+        yield

@@ -58,6 +58,7 @@ CASES: list[tuple[Any, tuple[Any, ...], dict[str, Any]]] = [
     (ATEN.index.Tensor, (t(2, 3, 4), [None, INDEX]), {}),
     (ATEN._unsafe_index.Tensor, (t(2, 3, 4), [None, INDEX, INDEX]), {}),
     (ATEN.index_put.default, (t(2, 3), [None, INDEX], t(2, 3).exp()), {}),
+    (ATEN.index_put.default, (t(2, 3), [None, INDEX * 0], t(2, 3).exp(), True), {}),
     (ATEN.index_put.default, (t(3, 2), [torch.tensor([0, 0])], t(2, 2), True), {}),
     (ATEN._unsafe_index_put.default, (t(2, 3), [None, INDEX], t(2, 3).exp()), {}),
     (ATEN.sym_size.int, (t(2, 3), 1), {}),
@@ -126,11 +127,12 @@ def test_operators_are_intercepted_as_they_are_spelled() -> None:
         seen.append(op_name(function))
         return function(*args, **kwargs)
 
-    x = t(2, 4)
+    x, y = t(2, 4), t(2, 3)
     with intercept(listen):
         ATEN.relu.default(x)
         ATEN.native_layer_norm.default(x, [4], None, None, 1e-5)
-    assert seen == ["relu", "layer_norm"]
+        ATEN.index_put.default(x, [None, INDEX], y, True)
+    assert seen == ["relu", "layer_norm", "index_put"]
 
 
 def test_a_negated_size_remembers_its_source() -> None:

@@ -17,14 +17,16 @@ ROOT = Path(surgeon.__file__).parent
 
 # From the bottom up. A package imports from lower layers, and from its own without a cycle.
 LAYERS = (
-    {"errors", "aten", "dispatch", "exported", "modules"},
+    {"errors", "aten", "dispatch", "exported", "modules", "evaluation"},
     {"calibrate"},
     {"trace"},
     {"labels"},
     {"counts", "groups"},
     {"graph"},
-    {"score", "plan", "operate", "verify", "recover", "report"},
+    {"score", "plan", "operate", "verify", "recover", "report", "guard"},
+    {"latency"},
     {"api"},
+    {"sensitivity"},
 )
 LAYER_OF = {package: i for i, layer in enumerate(LAYERS) for package in layer}
 
@@ -138,19 +140,23 @@ def test_types_only_imports_are_told_apart(tmp_path: Path) -> None:
 
 def test_public_names() -> None:
     assert surgeon.__all__ == [
+        "Pareto",
         "Plan",
         "Proof",
         "Recovery",
         "Report",
         "Result",
+        "Sensitivity",
         "SurgeonError",
         "compare",
         "operate",
+        "pareto",
         "plan",
         "prune",
         "recover",
         "rule",
         "score",
+        "sensitivity",
         "trace",
         "verify",
     ]

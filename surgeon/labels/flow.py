@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import weakref
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from typing import Any
+from typing import Any, TypeVar
 
 from torch import Tensor
 
@@ -22,14 +22,16 @@ from surgeon.labels.family import (
     project,
     solid_value,
 )
+from surgeon.labels.lifetimes import Lifetimes
 from surgeon.labels.notation import Notation
 from surgeon.labels.ops import Op, Reduction, Root, Shape, SizeUse
 from surgeon.labels.space import Space
 from surgeon.modules import tensors_in
 from surgeon.trace import Call, Expression, Power, Tracked, Width
-from surgeon.trace.integers import expression
+from surgeon.trace.integers import expression, leaves
 
 Rule = Callable[["Flow", Call], None]
+Number = TypeVar("Number", bound=float)
 
 # Ops that multiply their first tensor by a number, or divide it.
 _FACTORS = {"mul": 1, "multiply": 1, "div": -1, "divide": -1, "true_divide": -1, "truediv": -1}
@@ -74,12 +76,14 @@ class Flow:
         self.leaves: dict[str, Value] = {}
         self.ops: list[Op] = []
         self.sizes_used: list[SizeUse] = []
+        self.sizes_read: list[SizeUse] = []
         self.roots: list[Root] = []
         self.role: dict[tuple[str, int], set[str]] = {}
         self.unknown_ops: dict[int, str] = {}
         self.pending: list[Reduction] = []
         self.current: tuple[Any, ...] = ()
         self.crossed: dict[tuple[bytes, ...], Tensor] = {}
+        self.lifetimes = Lifetimes(tensors.values())
         for name, tensor in tensors.items():
             if tensor not in self.values:
                 self.values[tensor] = self.leaves[name] = _leaf(name, tensor)
@@ -136,12 +140,14 @@ class Flow:
 
     def _apply(self, rule: Rule, call: Call) -> None:
         """Run a rule; one that can't make sense of its call leaves what it has said so far, and pins the rest."""
+        said = len(self.sizes_used)
         try:
             rule(self, call)
         except SurgeonError:
             raise
         except Exception as error:
             self.unknown(call, f"the rule does not cover this case ({type(error).__name__}: {error})")
+        self.literal(call, said)
 
     def _log(
         self, call: Call, given: list[Tensor], values: list[Value], before: list[Shape], results: list[Tensor]
@@ -152,8 +158,10 @@ class Flow:
         makers = tuple(v.maker for v in values)
         inplace = any(t is r for t in given for r in results)
         made = [self.look(tensor) for tensor in results]
-        for value in made:
+        shapes = tuple((v.shape, tuple(v.families)) for v in made)
+        for value, tensor, shape in zip(made, results, shapes):
             value.maker, value.upstream = len(self.ops), origin
+            self.lifetimes.made(tensor, shape)
         self.ops.append(
             Op(
                 call.index,
@@ -162,7 +170,7 @@ class Flow:
                 call.location,
                 # A parameter's families are known only now; an activation may just have been written in place.
                 tuple((v.shape, tuple(v.families)) if v.leaf else shape for v, shape in zip(values, before)),
-                tuple((v.shape, tuple(v.families)) for v in made),
+                shapes,
                 tuple(sorted(upstream)),
                 parameters,
                 _settings(call),
@@ -171,6 +179,7 @@ class Flow:
                 inplace,
             )
         )
+        self.lifetimes.now = len(self.ops)
 
     # -- for rules -----------------------------------------------------------------------------------
 
@@ -235,7 +244,7 @@ class Flow:
 
     def _powers(self, call: Call) -> None:
         """Note what becomes of numbers that were computed from a width."""
-        powers = [given for given in (*call.args, *call.kwargs.values()) if isinstance(given, Power)]
+        powers = numbers_in((call.args, call.kwargs), Power)
         for power in powers:
             sign = _FACTORS.get(call.name, 0)
             first = call.args[0] if call.args else None
@@ -284,11 +293,21 @@ class Flow:
         for tensor in tensors_in(call.result):
             self.set(tensor, [])
 
-    def literal(self, call: Call) -> None:
-        """What is made of the integers of a call does not follow them: they keep their values."""
-        for given in integers_in([call.args, call.kwargs]):
-            if is_tracked(given):
-                self.size(given, int(given), f"read by {call.name}")
+    def literal(self, call: Call, said: int | None = None) -> None:
+        """What is made of the integers of a call does not follow them: they keep their values.
+
+        Parameters
+        ----------
+        said : sizes from this one on were noted by the call's rule, which knows what becomes of their integers
+        """
+        read = [given for given in numbers_in((call.args, call.kwargs), Tracked) if is_tracked(given)]
+        if not read:
+            return
+        noted = [use.expression for use in self.sizes_used[said:]] if said is not None else []
+        known = {leaf for source in noted for leaf in leaves(source)}
+        for given in read:
+            if not known.issuperset(leaves(given.expression)):
+                self.sizes_read.append(SizeUse(given.expression, int(given), call.index, f"read by {call.name}"))
 
     def align(self, tensor: Tensor, dims: Sequence[int]) -> None:
         """An op mixes positions along dimensions: what they hold along the others has to be the same everywhere."""
@@ -309,6 +328,7 @@ class Flow:
         """Register the model's inputs: solid."""
         for tensor in tensors_in(tree):
             self.values[tensor] = solid_value(tensor.shape)
+            self.lifetimes.give(tensor)
 
     def take(self, tree: Any) -> None:
         """Register the model's outputs: solid."""
@@ -333,13 +353,15 @@ def _settings(call: Call) -> dict[str, Any]:
     return settings
 
 
-def integers_in(tree: Any) -> Iterator[int]:
-    """Yield the integers inside nested tuples, lists and dicts."""
-    if isinstance(tree, int):
-        yield tree
-    elif isinstance(tree, (tuple, list, Mapping)):
-        for item in tree.values() if isinstance(tree, Mapping) else tree:
-            yield from integers_in(item)
+def numbers_in(tree: Any, kind: type[Number]) -> list[Number]:
+    """Return the numbers of a kind among arguments, and inside their tuples, lists and dicts."""
+    found: list[Number] = []
+    for item in tree.values() if isinstance(tree, dict) else tree:
+        if isinstance(item, kind):
+            found.append(item)
+        elif isinstance(item, (tuple, list, dict)):
+            found += numbers_in(item, kind)
+    return found
 
 
 def is_tracked(value: Any) -> bool:

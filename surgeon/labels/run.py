@@ -21,7 +21,7 @@ from surgeon.labels.sizes import Constraint
 from surgeon.labels.space import Space
 from surgeon.modules import as_arguments
 from surgeon.trace import Arithmetic, Attribute, Width, record
-from surgeon.trace.integers import Ledger
+from surgeon.trace.integers import Ledger, leaves
 
 # Widths that layers declare and no forward reads: attribute -> (operand or result, dimension of an unbatched
 # or batched channel). Setting them keeps ``print(model)`` and readers of ``out_channels`` right.
@@ -66,11 +66,13 @@ def run(model: nn.Module, example_inputs: Any, keep: Iterable[Any] = ()) -> Run:
     flow.give([args, kwargs])
     output, entries, calls = record(model, example_inputs, flow)
     flow.take(output)
+    flow.lifetimes.stop()
     main, outputs = len(flow.ops), set(flow.outputs)
     entries = _auxiliary(model, example_inputs, flow, calls, entries)
     rescaled, stuck = rescalings(flow, main)
     _keep(model, flow, keep)
     constraints = _constraints(flow, entries) + _declared(model, flow.ops)
+    constraints += _read(flow, constraints)
     constraints += [Constraint(root.width, root.value, root.call, root.reason) for root in stuck]
     tie_widths(flow.space, constraints)
     del flow.ops[main:]
@@ -137,6 +139,17 @@ def _constraints(flow: Flow, entries: Ledger) -> list[Constraint]:
         found.append(Constraint(c.left, c.right, -1, f"compared at {c.source}", c.relation, c.outcome))
     for expression, value, source in entries.escaped():
         found.append(Constraint(expression, value, -1, f"read as a number at {source}"))
+    return found
+
+
+def _read(flow: Flow, others: Sequence[Constraint]) -> list[Constraint]:
+    """Integers that are only read keep their values; most are attributes that nothing changes, such as strides."""
+    moving = frozenset().union(*(c.attributes for c in others))
+    found = []
+    for use in flow.sizes_read:
+        parts = list(leaves(use.expression))
+        if not moving.isdisjoint(parts) or any(isinstance(part, Width) for part in parts):
+            found.append(Constraint(use.expression, int(use.extent), use.at, use.what))  # type: ignore[arg-type]
     return found
 
 

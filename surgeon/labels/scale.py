@@ -115,9 +115,9 @@ def _read_elsewhere(ops: Sequence[Op], root: Root, source: int, labels: np.ndarr
     names = set(ops[source].parameters)
     if any(names & set(op.parameters) for at, op in enumerate(ops) if at != source):
         return True
-    holders = {source}
+    holders, other = {source}, _other_parts(ops[source], labels)
     for at, op in enumerate(ops):
-        read = [i for i, maker in enumerate(op.makers) if maker in holders and _holds(op.operands[i], labels)]
+        read = [i for i, maker in enumerate(op.makers) if maker in holders and not _apart(op.operands[i], other)]
         if not read or (at == root.at and read == [root.position]):
             continue
         if op.name not in MOVES:
@@ -126,8 +126,19 @@ def _read_elsewhere(ops: Sequence[Op], root: Root, source: int, labels: np.ndarr
     return False
 
 
-def _holds(shape: Shape | None, labels: np.ndarray) -> bool:
-    return shape is not None and any(np.isin(_flat(family), labels).any() for family in shape[1])
+def _other_parts(source: Op, labels: np.ndarray) -> np.ndarray:
+    """Return the labels of the positions beside the given ones, along the dimension of the result that holds both."""
+    along = [_flat(family) for _, families in source.results for family in families]
+    mine = [found for found in along if np.isin(found, labels).any()]
+    return np.setdiff1d(np.concatenate(mine), labels) if mine else np.zeros(0, np.int64)
+
+
+def _apart(shape: Shape | None, other: np.ndarray) -> bool:
+    """Tell whether all that a tensor holds comes from other parts of the layer's result, as labels show.
+
+    New labels, or none, show nothing: movements make them where dimensions merge, of the very same data.
+    """
+    return shape is not None and any(np.isin(_flat(family), other).all() for family in shape[1])
 
 
 def _places(flow: Flow, source: Op, root: Root, labels: np.ndarray) -> tuple[tuple[str, int, np.ndarray], ...]:

@@ -209,20 +209,22 @@ class Block:
         return f"{self.steps} steps over {len(self.atoms)} atoms" + (f", pinned: {self.reason}" if self.reason else "")
 
 
-def arrange(solution: Solution, incidence: sparse.csr_matrix) -> list[Block]:
+def arrange(solution: Solution, widths: sparse.csr_matrix) -> list[Block]:
     """Sort units into blocks.
 
     Parameters
     ----------
-    incidence : counts ``[widths, classes]``; units that touch the same widths equally are interchangeable.
+    widths : counts ``[widths, classes]``; units that touch the same widths equally are interchangeable.
     """
     closure = solution.closure
-    touched = (closure @ incidence.T).tocsr()
+    touched = (closure @ widths.T).tocsr()
     rows, bounds = _table_rows(solution)
     partial, full = _losses(closure, rows)
     # Which rows go whole tells units apart only by how many: heads are alike though each takes a row of its own.
     table_of = np.repeat(np.arange(len(bounds) - 1), np.diff(bounds))
-    gone = full @ incidence_of(table_of, len(bounds) - 1)
+    gone = sparse.csr_matrix(
+        (full.data, table_of[full.indices], full.indptr), shape=(len(full.indptr) - 1, len(bounds) - 1)
+    )
     mark = signatures(sparse.hstack([touched, partial, gone]).tocsr())
     _, atom_of = np.unique(mark, return_inverse=True)
     atoms = members_of(atom_of)
@@ -236,25 +238,18 @@ def arrange(solution: Solution, incidence: sparse.csr_matrix) -> list[Block]:
     return [Block(tuple(part), step, why.get(i)) for i, (part, step) in enumerate(zip(parts, steps))]
 
 
-def incidence_of(group: np.ndarray, count: int) -> sparse.csr_matrix:
-    """Return which of ``count`` groups each position is in, ``[positions, groups]``."""
-    ends = np.arange(len(group) + 1)
-    return sparse.csr_matrix((np.ones(len(group), np.int32), group, ends), shape=(len(group), count))
+def incidence(rows: Sequence[np.ndarray], columns: int) -> sparse.csr_matrix:
+    """Return how often each number occurs in each row, ``[rows, columns]``; a number may have several entries."""
+    ends = np.cumsum([0, *map(len, rows)])
+    numbers = np.concatenate(rows) if rows else np.zeros(0, np.int64)
+    return sparse.csr_matrix((np.ones(len(numbers), np.int32), numbers, ends), shape=(len(rows), columns))
 
 
 def _table_rows(solution: Solution) -> tuple[sparse.csr_matrix, np.ndarray]:
     """Return the rows of all tables as counts ``[rows, classes]`` and where each table's rows start."""
-    row_ids, columns, bounds = [], [], [0]
-    for table in solution.tables:
-        cells = solution.class_of[table.cells]
-        row_ids.append(np.repeat(np.arange(len(cells)) + bounds[-1], cells.shape[1]))
-        columns.append(cells.ravel())
-        bounds.append(bounds[-1] + len(cells))
-    shape = (bounds[-1], solution.classes)
-    if not row_ids:
-        return sparse.csr_matrix(shape, dtype=np.int32), np.array(bounds)
-    r, c = np.concatenate(row_ids), np.concatenate(columns)
-    return sparse.csr_matrix((np.ones(len(r), np.int32), (r, c)), shape=shape), np.array(bounds)
+    rows = [row for table in solution.tables for row in solution.class_of[table.cells]]
+    bounds = np.cumsum([0, *(len(table.cells) for table in solution.tables)])
+    return incidence(rows, solution.classes), bounds
 
 
 def _losses(closure: sparse.csr_matrix, rows: sparse.csr_matrix) -> tuple[sparse.csr_matrix, sparse.csr_matrix]:

@@ -12,8 +12,8 @@ from torch.export import ExportedProgram
 
 from surgeon.errors import PlanMismatch, SurgeonError, UnsupportedModel
 from surgeon.exported import Program, rebuild
-from surgeon.modules import Model, bare, holder
-from surgeon.operate.select import select, spread
+from surgeon.modules import Model, bare, holder, records
+from surgeon.operate.select import factors, select, shrunk
 from surgeon.plan.plan import Edit, Plan
 
 
@@ -26,6 +26,7 @@ def operate(model: Model, plan: Plan, *, inplace: bool = False) -> nn.Module | E
 
     Works on any checkpoint of the architecture that the plan was made for. Gradients are cut along. Of an exported
     program, or the path of a saved one, it makes a smaller program; these are never cut in place.
+    In place, configuration objects that are edited are replaced by copies, for other models may hold them.
     Memory: at most the original and the small model.
 
     Raises
@@ -43,7 +44,9 @@ def operate(model: Model, plan: Plan, *, inplace: bool = False) -> nn.Module | E
     _check(model, tensors, plan)
     new = {id(tensors[name]): _cut(tensors[name], plan, name) for name in plan.cuts}
     if inplace:
+        twins = _twins(model, plan)
         _replace(model, new)
+        _hold(model, twins)
         small = model
     else:
         small = _copy(model, new)
@@ -106,16 +109,12 @@ def _apply(module: nn.Module, edit: Edit) -> None:
 
 
 def _cut(tensor: Tensor, plan: Plan, name: str) -> Tensor:
-    cut = plan.cuts[name]
-    kept = select(tensor, cut)
-    factors = [select(spread(scale, tensor), cut) for scale in plan.scales if scale.parameter == name]
-    for factor in factors:
-        kept *= factor
+    kept = shrunk(tensor, plan, name)
     if isinstance(tensor, nn.Parameter):
         kept = type(tensor)(kept, requires_grad=tensor.requires_grad)
         if tensor.grad is not None:
-            kept.grad = select(tensor.grad, cut)
-            for factor in factors:
+            kept.grad = select(tensor.grad, plan.cuts[name])
+            for factor in factors(tensor, plan, name):
                 kept.grad /= factor  # the loss depends on factor * weight as it did on the weight
     for key, value in vars(tensor).items():
         setattr(kept, key, value)
@@ -128,6 +127,24 @@ def _replace(model: nn.Module, new: dict[int, Tensor]) -> None:
             for name, tensor in registry.items():
                 if tensor is not None and id(tensor) in new:
                     registry[name] = new[id(tensor)]  # type: ignore[assignment]
+
+
+def _twins(model: nn.Module, plan: Plan) -> dict[int, Any]:
+    """Copy the plain objects that edits write to, and those that hold them; id of the original -> copy."""
+    held = {id(vars(m)[name]): vars(m)[name] for m in model.modules() for name, _ in records(m)}
+    modules = dict(model.named_modules(remove_duplicate=False))
+    written = {id(holder(modules[edit.owner], edit.name)[0]) for edit in plan.edits}
+    found = {key: record for key, record in held.items() if id(vars(record)) in written}
+    while more := [k for k, r in held.items() if k not in found and any(id(v) in found for v in vars(r).values())]:
+        found.update((key, held[key]) for key in more)
+    return {key: copy.copy(record) for key, record in found.items()}
+
+
+def _hold(model: nn.Module, twins: dict[int, Any]) -> None:
+    """Make modules, and the copies themselves, hold the copies."""
+    holders: list[dict[str, Any]] = [vars(held) for held in (*model.modules(), *twins.values())]
+    for attributes in holders:
+        attributes.update({name: twins[id(value)] for name, value in attributes.items() if id(value) in twins})
 
 
 def _copy(model: nn.Module, new: dict[int, Tensor]) -> nn.Module:

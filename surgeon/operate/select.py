@@ -5,7 +5,20 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from surgeon.plan.plan import Cut, Scale
+from surgeon.plan.plan import Cut, Plan, Scale
+
+
+def shrunk(tensor: Tensor, plan: Plan, name: str) -> Tensor:
+    """Return what a plan makes of a tensor: the survivors, times the factors that make up for widths."""
+    kept = select(tensor, plan.cuts[name])
+    for factor in factors(tensor, plan, name):
+        kept *= factor
+    return kept
+
+
+def factors(tensor: Tensor, plan: Plan, name: str) -> list[Tensor]:
+    """Return what the survivors of a tensor are multiplied by, each of their shape."""
+    return [select(spread(scale, tensor), plan.cuts[name]) for scale in plan.scales if scale.parameter == name]
 
 
 def select(tensor: Tensor, cut: Cut) -> Tensor:

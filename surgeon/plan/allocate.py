@@ -12,7 +12,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from surgeon.errors import BudgetError, InfeasibleBudget
-from surgeon.plan.cost import Cost
+from surgeon.plan.cost import Cost, Peak
 
 
 @dataclass(frozen=True, eq=False)
@@ -65,10 +65,10 @@ class Overlap:
 
 @dataclass(frozen=True, eq=False)
 class Budget:
-    """An upper bound on a cost, in the cost's own unit (multiply-adds, parameters)."""
+    """An upper bound on a cost, in the cost's own unit (multiply-adds, parameters, bytes)."""
 
     name: str
-    cost: Cost
+    cost: Cost | Peak
     limit: float
     asked: str
 

@@ -7,8 +7,8 @@ terms ``coefficient * product of widths``; widths come from counts of surviving 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
@@ -167,6 +167,63 @@ class Cost:
         return Cost(coefficient, kinds, self.count, self.rows, np.zeros(len(kinds), int))
 
 
+@dataclass(frozen=True, eq=False)
+class Peak:
+    """The largest sum of terms that are alive at once.
+
+    cost  one term for each piece of memory, in bytes
+    born, died [terms]  the first op during which it is alive, and the first one after
+    ops   number of ops
+    """
+
+    cost: Cost
+    born: np.ndarray
+    died: np.ndarray
+    ops: int
+
+    def __str__(self) -> str:
+        return f"Peak({len(self.born)} pieces of memory over {self.ops} ops)"
+
+    def alive(self, counts: np.ndarray) -> np.ndarray:
+        """Return the bytes that are alive during each op, ``[ops]``."""
+        values = self.cost.terms(counts)
+        change = np.bincount(self.born, values, self.ops + 1) - np.bincount(self.died, values, self.ops + 1)
+        return np.asarray(np.cumsum(change)[: self.ops])
+
+    def total(self, counts: np.ndarray) -> float:
+        """Return the bytes at the peak."""
+        return float(self.alive(counts).max(initial=0.0))
+
+    def pieces(self, counts: np.ndarray) -> list[tuple[float, np.ndarray]]:
+        """Return value and gradient during the ops that are the peak, or nearly so: each at most the cost."""
+        alive = self.alive(counts)
+        found = []
+        for op in _apart(alive):
+            now = (self.born <= op) & (op < self.died)
+            then = replace(self.cost, coefficient=np.where(now, self.cost.coefficient, 0.0))
+            found.append((float(alive[op]), then.gradient(counts)))
+        return found
+
+    @property
+    def degree(self) -> int:
+        """The most widths that one term multiplies."""
+        return self.cost.degree
+
+    def merged(self) -> Peak:
+        return self
+
+
+def _apart(alive: np.ndarray, most: int = 4, near: float = 0.9) -> list[int]:
+    """Return some ops with the largest values, no two of the same height."""
+    found: list[int] = []
+    for op in np.argsort(-alive, kind="stable").tolist():
+        if len(found) == most or alive[op] < near * alive.max():
+            break
+        if all(alive[op] != alive[other] for other in found):
+            found.append(op)
+    return found
+
+
 def assemble(terms: Iterable[tuple[int, float, Sequence[Dim]]]) -> Cost:
     """Build a cost from terms ``(owner, coefficient, dimensions)``."""
     index: dict[tuple[int, int], int] = {}
@@ -190,19 +247,37 @@ def assemble(terms: Iterable[tuple[int, float, Sequence[Dim]]]) -> Cost:
 
 def flops(graph: DependencyGraph) -> Cost:
     """Return the multiply-adds of the recorded forward pass, by node."""
-    return _once(graph, "flops", _flops)
+    cost: Cost = once(graph, "flops", _flops)
+    return cost
 
 
 def params(graph: DependencyGraph) -> Cost:
     """Return the number of parameters, by parameter in order of name."""
-    return _once(graph, "params", _params)
+    cost: Cost = once(graph, "params", _params)
+    return cost
 
 
-def _once(graph: DependencyGraph, name: str, build: Callable[[DependencyGraph], Cost]) -> Cost:
+def bytes_held(graph: DependencyGraph) -> Cost:
+    """Return the bytes of parameters and buffers, by name in order."""
+    cost: Cost = once(graph, "bytes", _bytes)
+    return cost
+
+
+def memory(graph: DependencyGraph) -> Peak:
+    """Return the most bytes of inputs and activations that are alive at once in the recorded forward pass.
+
+    Without gradients, in eager mode: memory lives from the op that makes it until the last tensor that looks into it is
+    let go of. What kernels take for themselves while they run is not known.
+    """
+    peak: Peak = once(graph, "memory", _memory)
+    return peak
+
+
+def once(graph: DependencyGraph, name: str, build: Callable[[DependencyGraph], Any]) -> Any:
+    """Return what depends on nothing but the graph, worked out the first time."""
     if name not in graph.costs:
         graph.costs[name] = build(graph)
-    cost: Cost = graph.costs[name]
-    return cost
+    return graph.costs[name]
 
 
 def _flops(graph: DependencyGraph) -> Cost:
@@ -218,3 +293,15 @@ def _params(graph: DependencyGraph) -> Cost:
     return assemble(
         (i, 1, graph.shapes[name]) for i, name in enumerate(sorted(graph.parameters)) if name in graph.shapes
     )
+
+
+def _bytes(graph: DependencyGraph) -> Cost:
+    names = sorted(graph.shapes)
+    return assemble((i, graph.tensor(name).element_size(), graph.shapes[name]) for i, name in enumerate(names))
+
+
+def _memory(graph: DependencyGraph) -> Peak:
+    held = graph.allocations
+    cost = assemble((i, allocation.itemsize, allocation.shape) for i, allocation in enumerate(held))
+    born, died = (np.array([getattr(h, end) for h in held], dtype=int) for end in ("born", "died"))
+    return Peak(cost, born, np.maximum(died, born + 1), len(graph.nodes))

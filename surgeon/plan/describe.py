@@ -51,12 +51,17 @@ def describe(
         cost=_layer_costs(graph, counts),
         totals={
             name: (cost.total(graph.initial), cost.total(counts))
-            for name, cost in (("flops", costs.flops(graph)), ("params", costs.params(graph)))
+            for name, cost in (
+                ("flops", costs.flops(graph)),
+                ("params", costs.params(graph)),
+                ("bytes", costs.bytes_held(graph)),
+                ("memory", costs.memory(graph)),
+            )
         },
         settings=dict(settings),
         masked=_masked(graph, alive),
         scales=_scales(graph, counts, settlement),
-        out_of_reach=out_of_reach(graph),
+        out_of_reach=costs.once(graph, "out of reach", out_of_reach),
         loss=loss,
         bound=bound,
     )

@@ -40,7 +40,7 @@ def ladders(
             raise UnknownLayer(name, [g.name for g in graph.free])
     found = []
     for group in movable:
-        order, share = _ranked(group, scores)
+        order, share = ranked(group, scores)
         curve = _log_share(graph, group, share) if group.name not in losses else _measured(group, losses[group.name])
         found.append(_ladder(graph, group, order, curve, round_to, floor, limits.get(group.name, (0.0, 1.0))))
     overlaps = [Overlap(*both) for both in graph.overlaps(movable)]
@@ -89,7 +89,7 @@ def _movable(graph: DependencyGraph, heads: bool | str) -> list[Group]:
 # -- order and loss ----------------------------------------------------------------------------------
 
 
-def _ranked(group: Group, scores: Mapping[str, Any]) -> tuple[np.ndarray, np.ndarray]:
+def ranked(group: Group, scores: Mapping[str, Any]) -> tuple[np.ndarray, np.ndarray]:
     """Return units in the order of removal, ``[steps, units per step]``, and each step's share of the importance."""
     if group.name not in scores:
         raise ScoreError(f"no scores for group {group.name!r}")

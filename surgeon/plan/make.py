@@ -22,7 +22,8 @@ from surgeon.plan.allocate import (
 from surgeon.plan.describe import describe
 from surgeon.plan.ladders import ladders
 from surgeon.plan.plan import Plan
-from surgeon.plan.solve import Choice, Problem, solve
+from surgeon.plan.problem import Problem
+from surgeon.plan.solve import Choice, solve
 
 if TYPE_CHECKING:
     from surgeon.graph import DependencyGraph
@@ -32,9 +33,10 @@ if TYPE_CHECKING:
 # Multiples that kernels like: tensor cores take eighths of half-precision lines, vector units eight or sixteen floats.
 MULTIPLES = {"cuda": 8, "cpu": 8}
 
-COSTS: dict[str, Callable[[DependencyGraph], costs.Cost]] = {
+COSTS: dict[str, Callable[[DependencyGraph], costs.Cost | costs.Peak]] = {
     "flops": costs.flops,
     "params": costs.params,
+    "memory": costs.memory,
 }
 
 
@@ -45,6 +47,7 @@ def plan(
     *,
     flops: Amount = None,
     params: Amount = None,
+    memory: Amount = None,
     ratio: float | None = None,
     scope: str = "global",
     round_to: int | str = 1,
@@ -53,6 +56,7 @@ def plan(
     heads: bool | str = False,
     uniform: bool = False,
     losses: Any = None,
+    bounds: Sequence[Budget] = (),
 ) -> Plan: ...
 @overload
 def plan(
@@ -61,6 +65,7 @@ def plan(
     *,
     flops: Amount | Sequence[float | int | str] = None,
     params: Amount | Sequence[float | int | str] = None,
+    memory: Amount | Sequence[float | int | str] = None,
     ratio: float | None = None,
     scope: str = "global",
     round_to: int | str = 1,
@@ -69,6 +74,7 @@ def plan(
     heads: bool | str = False,
     uniform: bool = False,
     losses: Any = None,
+    bounds: Sequence[Budget] = (),
 ) -> Plan | list[Plan]: ...
 def plan(
     graph: DependencyGraph,
@@ -76,6 +82,7 @@ def plan(
     *,
     flops: Amount | Sequence[float | int | str] = None,
     params: Amount | Sequence[float | int | str] = None,
+    memory: Amount | Sequence[float | int | str] = None,
     ratio: float | None = None,
     scope: str = "global",
     round_to: int | str = 1,
@@ -84,45 +91,23 @@ def plan(
     heads: bool | str = False,
     uniform: bool = False,
     losses: Any = None,
+    bounds: Sequence[Budget] = (),
 ) -> Plan | list[Plan]:
-    """Choose what goes and write it down.
-
-    Under budgets, the loss of importance is the least that any choice of widths allows, up to the gap that the plan
-    tells.
+    """Choose what goes and write it down: see ``surgeon.plan``, which takes bounds on latency as well.
 
     Parameters
     ----------
-    scores : group name -> importance per unit, higher stays
-    flops, params : upper bounds on what remains: a share such as 0.5, or an amount such as ``1.2e9`` or ``"1.2G"``;
-        one FLOP is one multiply-add. A list, largest first, gives a list of plans, each of which removes all that the
-        one before it does
-    ratio : share of the units that goes, instead of budgets
-    scope : with a ratio, "global" over the model or "local" in every group
-    round_to : widths that remain are multiples of this; "auto" for what the model's device likes
-    floor : smallest share of a group that stays
-    groups : layer name or glob -> largest share of its units that may go, or the least and the largest
-    heads : what goes where rows could go as well as columns (heads and their widths, conv groups and their channels):
-        False columns, True rows, "both"; a ratio then applies to rows and to columns
-    uniform : one width for all groups whose names differ only in numbers, as configurations and servers know it
-    losses : group name -> (removed steps, loss at each), or a ``Sensitivity``, in place of the importance lost
-
-    Raises
-    ------
-    NothingPrunable, BudgetError, InfeasibleBudget, ScoreError, UnknownLayer
-
-    Examples
-    --------
-    >>> plan(graph, surgeon.score(graph, "l1"), flops=0.5, round_to=8)
+    bounds : further budgets, on costs of one's own
     """
-    targets = _targets({"flops": flops, "params": params})
-    _check(targets[0], ratio, scope, round_to, floor, heads)
+    targets = _targets({"flops": flops, "params": params, "memory": memory})
+    _check(targets[0], ratio, scope, round_to, floor, heads, bool(bounds))
     graph.require_free()
-    multiple = _multiple(graph, round_to)
+    grid = multiple(graph, round_to)
     curves = losses.losses() if hasattr(losses, "losses") else losses or {}
     found, overlaps = ladders(
         graph,
         scores,
-        round_to=multiple,
+        round_to=grid,
         floor=floor,
         groups=groups or {},
         heads=heads,
@@ -132,7 +117,7 @@ def plan(
     settings: dict[str, Any] = {
         "ratio": ratio,
         "scope": scope,
-        "round_to": multiple,
+        "round_to": grid,
         "floor": floor,
         "groups": dict(groups or {}),
         "heads": heads,
@@ -145,10 +130,10 @@ def plan(
     task = _Task(graph, found, overlaps)
     plans = []
     for target in targets:
-        choice = task.under(_budgets(graph, target))
+        choice = task.under([*_budgets(graph, target), *bounds])
         plans.append(task.write(choice, {**settings, **target}))
         task = task.beyond(choice)
-    listed = any(isinstance(asked, (list, tuple)) for asked in (flops, params))
+    listed = any(isinstance(asked, (list, tuple)) for asked in (flops, params, memory))
     return plans if listed else plans[0]
 
 
@@ -163,13 +148,24 @@ def _targets(asked: Mapping[str, Any]) -> list[dict[str, Any]]:
     lengths = {len(values) for values in lists.values()}
     if len(lengths) != 1 or not lengths - {0}:
         raise BudgetError(f"lists of budgets have to be of one length, not {sorted(map(len, lists.values()))}")
+    for name, values in lists.items():
+        if all(type(v) in (int, float) for v in values) and values != sorted(values, reverse=True):
+            raise BudgetError(
+                f"{name}={values}: write the largest first; each plan goes on where the one before stopped"
+            )
     return [{**asked, **{name: values[i] for name, values in lists.items()}} for i in range(lengths.pop())]
 
 
 def _check(
-    target: Mapping[str, Any], ratio: Any, scope: str, round_to: int | str, floor: float, heads: bool | str
+    target: Mapping[str, Any],
+    ratio: Any,
+    scope: str,
+    round_to: int | str,
+    floor: float,
+    heads: bool | str,
+    bounded: bool,
 ) -> None:
-    budgets = [name for name, asked in target.items() if asked is not None]
+    budgets = bounded or any(asked is not None for asked in target.values())
     if ratio is None and not budgets:
         raise BudgetError("say how much: flops=0.5, params=0.5 or ratio=0.5")
     if ratio is not None and budgets:
@@ -186,7 +182,8 @@ def _check(
         raise BudgetError(f"floor={floor!r} is the smallest share of a group that stays and must be in [0, 1]")
 
 
-def _multiple(graph: DependencyGraph, round_to: int | str) -> int:
+def multiple(graph: DependencyGraph, round_to: int | str) -> int:
+    """Return what widths are multiples of, as asked or as the model's device likes it."""
     if round_to != "auto":
         return cast(int, round_to)
     devices = {parameter.device.type for parameter in graph.model.parameters()}

@@ -22,6 +22,7 @@ Statistic = Callable[[Callable[..., Any], Tensor, Tensor, tuple[Any, ...], dict[
 # What is removed is zero, and so may be its sum: what is divided by zero has to be zero, or weights of zero would not
 # blank it. Where the small model itself divides by zero, the two differ.
 QUOTIENTS = frozenset({"div", "divide", "true_divide", "truediv"})
+RECIPROCALS = frozenset({"reciprocal", "rsqrt"})
 
 
 def flags(selection: Selection, shape: Sequence[int], device: torch.device) -> Tensor:
@@ -57,13 +58,26 @@ class Statistics:
         if name in SIZE_QUERIES or name in ASIDES:
             return func(*args, **kwargs)
         here, self.count = self.at.get(self.count, ()), self.count + 1
+        divisor = _divisor(name, func, args, kwargs)
+        undefined = None if divisor is None else torch.as_tensor(divisor) == 0
         result = _masked_call(name, func, args, kwargs, here) if here else func(*args, **kwargs)
-        if name in QUOTIENTS and isinstance(result, Tensor) and result.is_floating_point():
-            result.masked_fill_(torch.as_tensor(use(kwargs, args, 1, "other"), device=result.device) == 0, 0.0)
+        if undefined is not None and isinstance(result, Tensor) and result.is_floating_point():
+            result.masked_fill_(undefined.to(result.device), 0.0)
         for tensor in tensors_in(result):
             if tensor.is_floating_point() and tensor.dtype.itemsize < self.dtype.itemsize:
                 self.dtype = tensor.dtype
         return result
+
+
+def _divisor(name: str, func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+    """Return what a call divides by: ``y`` of ``x / y``, ``x`` of ``1 / x``, ``x.reciprocal()``, and ``x ** -2``."""
+    if name in RECIPROCALS:
+        return use(kwargs, args, 0, "input")
+    other = use(kwargs, args, 1, "other", kwargs.get("exponent"))
+    reflected = getattr(func, "__name__", "").startswith("__r")
+    if name == "pow":
+        return args[0] if not reflected and isinstance(other, (int, float)) and other < 0 else None
+    return (args[0] if reflected else other) if name in QUOTIENTS else None
 
 
 def _masked_call(
@@ -137,7 +151,8 @@ def _spread(root: bool, with_mean: bool) -> Statistic:
     def statistic(func: Any, x: Tensor, keep: Tensor, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         second = use(kwargs, args, 1, "dim")
         dims = _dims(None if isinstance(second, bool) else second, x)
-        unbiased = args[2] if len(args) > 2 and isinstance(args[2], bool) else kwargs.get("unbiased", True)
+        flags = [a for a in (*args[1:3], kwargs.get("unbiased")) if isinstance(a, bool)]
+        unbiased = flags[0] if flags else True
         correction = kwargs.get("correction", 1 if unbiased else 0)
         mean, variance = moments(x, keep, dims, 1 if correction is None else correction)
         keepdim = bool(kwargs.get("keepdim", len(args) > 3 and args[3]))
@@ -148,18 +163,50 @@ def _spread(root: bool, with_mean: bool) -> Statistic:
 
 
 def _filled(value: float) -> Statistic:
-    """Run the op itself with cut positions at a value that can't matter to it."""
+    """Run the op itself with cut positions at a value that can't matter to it; where nothing survives, it is zero."""
 
     def statistic(func: Any, x: Tensor, keep: Tensor, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
-        filled = torch.where(keep, x, torch.full_like(x, value))
-        return func(*_swap(args, {id(x): filled}), **_swap(kwargs, {id(x): filled}))
+        result = _run_filled(func, x, keep, args, kwargs, value)
+        if not result.is_floating_point() or value == 1.0:
+            return result
+        empty = _run_filled(func, x, keep, args, kwargs, value, torch.zeros_like(x)) == value
+        return result.masked_fill(empty, 0.0)
 
     return statistic
 
 
+def _run_filled(
+    func: Any,
+    x: Tensor,
+    keep: Tensor,
+    args: tuple[Any, ...],
+    kwargs: dict[str, Any],
+    value: float,
+    inside: Tensor | None = None,
+) -> Any:
+    """Run an op with cut positions at a value, or the least or greatest that integers have, and others as they are."""
+    low, high = _range(x.dtype)
+    filled = torch.where(keep, x if inside is None else inside, torch.full_like(x, min(max(value, low), high)))
+    return func(*_swap(args, {id(x): filled}), **_swap(kwargs, {id(x): filled}))
+
+
+def _range(dtype: torch.dtype) -> tuple[float, float]:
+    if dtype == torch.bool:
+        return False, True
+    if dtype.is_floating_point:
+        return float("-inf"), float("inf")
+    return torch.iinfo(dtype).min, torch.iinfo(dtype).max
+
+
 def _aminmax(func: Any, x: Tensor, keep: Tensor, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
-    low, high = (_filled(fill)(func, x, keep, args, kwargs) for fill in (float("inf"), float("-inf")))
+    low, high = (_run_filled(func, x, keep, args, kwargs, fill) for fill in (float("inf"), float("-inf")))
     return type(low)((low[0], high[1]))
+
+
+def _norm(func: Any, x: Tensor, keep: Tensor, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+    order = use(kwargs, args, 1, "ord", kwargs.get("p", 2))
+    negative = isinstance(order, (int, float)) and order < 0  # small values count most
+    return _run_filled(func, x, keep, args, kwargs, float("inf") if negative else 0.0)
 
 
 def _affine(x: Tensor, weight: Tensor | None, bias: Tensor | None, shape: Sequence[int]) -> Tensor:
@@ -219,6 +266,8 @@ STATISTICS: dict[str, Statistic] = {
     "amin": _filled(float("inf")),
     "prod": _filled(1.0),
     "all": _filled(1.0),
+    "norm": _norm,
+    "linalg_vector_norm": _norm,
     "layer_norm": _layer_norm,
     "rms_norm": _rms_norm,
     "group_norm": _group_norm,

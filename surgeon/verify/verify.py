@@ -13,6 +13,7 @@ from torch.func import functional_call
 from surgeon.dispatch import ASIDES, SIZE_QUERIES, intercept, op_name, unfused
 from surgeon.errors import VerificationError
 from surgeon.modules import Model, as_arguments, bare, entering, evaluating, tensors_in, untouched
+from surgeon.operate.select import shrunk
 from surgeon.plan.plan import Plan
 from surgeon.verify.count import Count, count_flops
 from surgeon.verify.reference import Statistics, masked_state
@@ -253,16 +254,7 @@ def _jittered(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
 
 def _cut_state(state: Mapping[str, Tensor], own: Mapping[str, Tensor], plan: Plan) -> dict[str, Tensor]:
     """Return what the small model's tensors would be for other weights."""
-    return {name: _cut(state[name], plan, name) if name in plan.cuts else state[name] for name in own}
-
-
-def _cut(tensor: Tensor, plan: Plan, name: str) -> Tensor:
-    from surgeon.operate.select import select, spread
-
-    kept = select(tensor, plan.cuts[name])
-    for scale in (scale for scale in plan.scales if scale.parameter == name):
-        kept = kept * select(spread(scale, tensor), plan.cuts[name])
-    return kept
+    return {name: shrunk(state[name], plan, name) if name in plan.cuts else state[name] for name in own}
 
 
 def _unrounded(state: Mapping[str, Tensor], own: Mapping[str, Tensor], plan: Plan) -> dict[str, Tensor]:
@@ -272,7 +264,7 @@ def _unrounded(state: Mapping[str, Tensor], own: Mapping[str, Tensor], plan: Pla
     """
     exact = {}
     for name in {scale.parameter for scale in plan.scales} & set(own):
-        wide = _cut(state[name].detach().double(), plan, name)
+        wide = shrunk(state[name].detach().double(), plan, name)
         slack = 4 * torch.finfo(own[name].dtype).eps
         if torch.allclose(own[name].detach().double(), wide, rtol=slack, atol=0):
             exact[name] = wide

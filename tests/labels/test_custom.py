@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import gc
+import weakref
 from collections.abc import Iterator
 from threading import Thread
 from typing import Any
@@ -223,3 +225,12 @@ def test_the_long_form_names_arguments_and_sizes(case: Case) -> None:
     bias = case.tensor(g * o) if case.flip() else None
     x, w = case.tensor(n, g * i, 2, 2), case.tensor(g * o, i, 1, 1)
     case.check(lambda m: mix(m.x, m.w, m.bias, m.groups), x=x, w=w, bias=bias, groups=g, dress=("x",))
+
+
+def test_nothing_keeps_the_recording_of_an_autograd_function() -> None:
+    """Neither its labels nor the tensors of the model, once the graph is gone."""
+    graph = surgeon.trace(Net(lambda x, w: Doubled.apply(x)), X)
+    flow = weakref.ref(graph.flow)
+    del graph
+    gc.collect()
+    assert flow() is None

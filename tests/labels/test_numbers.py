@@ -7,6 +7,7 @@ from collections.abc import Callable
 
 import pytest
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 import surgeon
@@ -36,6 +37,8 @@ def written(x: Tensor, c: int) -> Tensor:
     return x
 
 
+ROW = torch.linspace(1, 2, 20, dtype=torch.float64).square()
+
 # 1.0 / c and math.log(c) read the integer without asking it; the proof finds them
 NUMBERS: dict[str, Callable[[Tensor, int], Tensor]] = {
     "div": lambda x, c: x / c,
@@ -62,6 +65,23 @@ NUMBERS: dict[str, Callable[[Tensor, int], Tensor]] = {
     "linspace": lambda x, c: x * torch.linspace(0, c, 3).to(x.dtype).mean(),
     "where": lambda x, c: torch.where(x > 0, x, c),
     "setitem": written,
+    # sizes of what has nothing to do with the width
+    "index": lambda x, c: x * ROW[c],
+    "select": lambda x, c: x * ROW.select(0, c),
+    "slice start": lambda x, c: x * ROW[c:].mean(),
+    "slice stop": lambda x, c: x * ROW[:c].mean(),
+    "slice to the end": lambda x, c: x * ROW[:8][:c].mean(),
+    "slice step": lambda x, c: x * ROW[::c].mean(),
+    "narrow": lambda x, c: x * ROW.narrow(0, c, 2).mean(),
+    "topk": lambda x, c: x * ROW.topk(c).values.mean(),
+    "chunk": lambda x, c: x * ROW.chunk(c)[0].mean(),
+    "roll": lambda x, c: x * ROW.roll(c)[0],
+    "repeat_interleave": lambda x, c: x * ROW[:3].repeat_interleave(c)[9],
+    "pool": lambda x, c: x * F.adaptive_max_pool1d(ROW[None], c).mean(),
+    "interpolate": lambda x, c: x * F.interpolate(ROW[None, None], size=c, mode="linear").square().mean(),
+    "fft": lambda x, c: x * torch.fft.rfft(ROW, n=c).abs().mean(),
+    "pad": lambda x, c: x * F.pad(ROW, (0, c)).mean(),
+    "no padding": lambda x, c: x * F.pad(ROW, (0, 8 - c)).mean(),
 }
 
 

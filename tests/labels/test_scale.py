@@ -57,6 +57,9 @@ class Attention(nn.Module):
             more = 1.0 / (3.0 + self.width**-0.5 / x.square().mean((1, 2), keepdim=True).add(1))
         if self.kind == "product":
             more = (torch.ones(1, dtype=x.dtype) * self.width**-0.5).sum()
+        if self.kind == "in a list":
+            scale = self.width**-0.5
+            q, more = q * scale, torch.tensor([scale], dtype=x.dtype)
         if "scores" in self.kind:
             scores = q @ k.transpose(-2, -1)
             y = (scores / self.width**0.5).softmax(-1) @ v
@@ -64,7 +67,8 @@ class Attention(nn.Module):
         elif self.kind in ROOTS:
             y = (ROOTS[self.kind](q, self.width) @ k.transpose(-2, -1)).softmax(-1) @ v
         else:
-            scale = 0.3 if self.kind == "explicit" else self.width**-0.7 if self.kind == "computed" else None
+            scale = {"explicit": 0.3, "in a list": 1.0}.get(self.kind)
+            scale = self.width**-0.7 if self.kind == "computed" else scale
             y = F.scaled_dot_product_attention(q, k, v, scale=scale)
         if self.kind == "layer twice":
             q, k, v = self.split(x + 1)
@@ -102,7 +106,7 @@ def test_however_the_root_is_written(kind: str) -> None:
     assert [scale.factor for scale in plan.scales] == pytest.approx([0.5**power] * 2)
 
 
-@pytest.mark.parametrize("kind", ["added", "scores read twice", "reflected", "product"])
+@pytest.mark.parametrize("kind", ["added", "scores read twice", "reflected", "product", "in a list"])
 def test_other_uses_of_a_width_as_a_number_pin_it(kind: str) -> None:
     _, small, plan, proof = cut(kind)
     assert proof.difference < 1e-12 and small.width == 8 and not plan.scales
@@ -122,6 +126,32 @@ def test_without_the_factor_the_proof_fails() -> None:
         small.qkv.weight[: small.heads * small.width] /= scale.factor
     with pytest.raises(VerificationError):
         surgeon.verify(model, small, plan, torch.randn(2, 6, 5, dtype=torch.float64))
+
+
+class Mixed(nn.Module):
+    """Attention over tokens that can go too; flattened, the query has labels of its own, where it is read again."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.tokens, self.back = nn.Linear(6, 10), nn.Linear(10, 6)
+        self.q, self.k, self.v, self.out = (nn.Linear(8, 8) for _ in range(4))
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.tokens(x.mT).mT
+        q, k, v = self.q(x), self.k(x), self.v(x)
+        y = (q * q.shape[-1] ** -0.5 @ k.mT).softmax(-1) @ v
+        again = q.flatten(1).tanh().unflatten(1, (x.shape[1], q.shape[-1]))
+        return self.out(self.back((y + again).mT).mT)
+
+
+def test_the_width_stays_where_the_query_is_read_again_under_new_labels() -> None:
+    torch.manual_seed(0)
+    model = Mixed().double().eval()
+    randomize(model)
+    x = torch.randn(2, 6, 8, dtype=torch.float64)
+    result = surgeon.prune(model, x, ratio=0.5, criterion="random", scope="local")
+    assert result.model.q.out_features == 8 and not result.plan.scales
+    assert result.model.tokens.out_features == 5
 
 
 @pytest.mark.parametrize("kind", ["doubled", "read twice", "own key", "layer twice"])

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+from itertools import pairwise
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -13,8 +15,9 @@ from hypothesis import strategies as st
 from torch import nn
 
 import surgeon
-from surgeon.errors import PlanMismatch
+from surgeon.errors import BudgetError, InfeasibleBudget, PlanMismatch, ScoreError, UnknownLayer
 from surgeon.plan import cost
+from surgeon.plan.ladders import kind
 from surgeon.plan.runs import decode, encode
 from tests.nets import Residual, image
 from tests.zoo import MODELS, build
@@ -186,3 +189,125 @@ def test_a_comparison_of_sizes_leaves_what_it_needs(least: int, stays: int) -> N
 def test_a_comparison_that_holds_for_no_other_size_pins() -> None:
     with pytest.raises(surgeon.errors.NothingPrunable, match="compared at"):
         surgeon.prune(Guarded(16), torch.randn(2, 4), ratio=0.5)
+
+
+def test_lists_of_budgets_give_nested_plans() -> None:
+    plans = planned(flops=[0.8, 0.6, 0.4])
+    whole = plans[0].totals["flops"][0]
+    assert [plan.settings["flops"] for plan in plans] == [0.8, 0.6, 0.4]
+    for milder, harder in pairwise(plans):
+        assert set(milder.cuts) <= set(harder.cuts)
+        for name, cut in milder.cuts.items():
+            for ours, theirs in zip(cut.selections, harder.cuts[name].selections):
+                assert set(theirs.keep.tolist()) <= set(ours.keep.tolist())
+        assert milder.loss <= harder.loss
+    for plan in plans:
+        assert plan.totals["flops"][1] <= plan.settings["flops"] * whole
+
+
+def test_lists_of_unlike_lengths_are_refused() -> None:
+    with pytest.raises(BudgetError, match="of one length"):
+        planned(flops=[0.8, 0.6], params=[0.7])
+    with pytest.raises(BudgetError, match="largest first"):
+        planned(flops=[0.4, 0.6])
+
+
+class Towers(nn.Module):
+    """Two blocks of a kind, and one whose hidden layer is of another size."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.blocks = nn.ModuleList(
+            nn.Sequential(nn.Linear(8, hidden), nn.ReLU(), nn.Linear(hidden, 8)) for hidden in (32, 32, 48)
+        )
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        for block in self.blocks:
+            x = x + block(x)
+        return x
+
+
+def test_uniform_keeps_one_width_for_layers_of_a_kind() -> None:
+    torch.manual_seed(0)
+    model, x = Towers(), torch.randn(4, 8)
+    nn.init.normal_(model.blocks[0][0].weight, std=0.01)  # alone, this block would lose more
+    graph = surgeon.trace(model, x)
+    scores = surgeon.score(graph)
+    free, tied = (surgeon.plan(graph, scores, params=0.6, floor=0, uniform=u) for u in (False, True))
+    assert free.loss <= tied.loss
+    widths = left(tied)
+    assert widths["blocks.0.0"] == widths["blocks.1.0"]
+    assert tied.totals["params"][1] <= 0.6 * tied.totals["params"][0]
+    surgeon.verify(model, surgeon.operate(model, tied), tied, x)
+
+
+@pytest.mark.parametrize(
+    ("name", "expected"),
+    [
+        ("model.layers.12.mlp.gate_proj", "model.layers.*.mlp.gate_proj"),
+        ("layer1.0.conv1", "layer1.*.conv1"),
+        ("features.3", "features.*"),
+        ("blocks.7#2", "blocks.*#2"),
+        ("fc2", "fc2"),
+    ],
+)
+def test_kinds_drop_the_numbers_of_layers(name: str, expected: str) -> None:
+    assert kind(name) == expected
+
+
+def test_limits_may_ask_for_a_least_share() -> None:
+    assert left(planned(flops=0.9, groups={"conv1": (0.5, 0.6)}))["conv1"] in range(20, 25)
+    assert left(planned(ratio=0.0, scope="local", groups={"conv1": (0.25, 1.0)})) == {"stem": 32, "conv1": 36}
+    with pytest.raises(BudgetError, match="least and the largest"):
+        planned(flops=0.9, groups={"conv1": (0.6, 0.5)})
+
+
+def test_given_losses_decide() -> None:
+    model, x = Residual(width=32, inner=48), image()
+    graph = surgeon.trace(model, x)
+    scores = surgeon.score(graph)
+    cheap = {"stem": ([8, 16, 24], [5.0, 9.0, 20.0]), "conv1": ([12, 24, 36, 43], [0.0, 0.0, 0.01, 0.01])}
+    plan = surgeon.plan(graph, scores, flops=0.6, losses=cheap)
+    assert left(plan)["stem"] == 32 and plan.loss == pytest.approx(0.01, abs=0.01)
+    with pytest.raises(UnknownLayer):
+        surgeon.plan(graph, scores, flops=0.6, losses={"sten": ([1], [1.0])})
+    with pytest.raises(ScoreError, match="increasing"):
+        surgeon.plan(graph, scores, flops=0.6, losses={"stem": ([2, 1], [1.0, 2.0])})
+
+
+def test_infeasible_budgets_name_the_reachable_minimum() -> None:
+    with pytest.raises(InfeasibleBudget, match=r"at least [\d.e+]+"):
+        planned(flops=0.01, floor=0.5)
+
+
+def test_auto_rounds_to_what_the_device_likes() -> None:
+    plan = planned(flops=0.5, round_to="auto")
+    assert plan.settings["round_to"] == 8 and all(n % 8 == 0 for n in left(plan).values())
+    with pytest.raises(BudgetError, match="'auto'"):
+        planned(flops=0.5, round_to="nicely")
+
+
+def test_pareto_is_a_falling_curve_of_nested_plans(tmp_path: Path) -> None:
+    graph = surgeon.trace(Residual(width=32, inner=48), image())
+    curve = surgeon.pareto(graph, surgeon.score(graph), flops=(0.3, 0.9), points=5)
+    assert len(curve.plans) == 5 and curve.left[0] <= 0.9 and curve.left[-1] <= 0.3
+    assert all(a > b for a, b in pairwise(curve.left)) and all(a < b for a, b in pairwise(curve.losses))
+    assert len(str(curve).splitlines()) == 6
+    pytest.importorskip("matplotlib")
+    curve.plot(tmp_path / "curve.svg")
+    assert "predicted loss" in (tmp_path / "curve.svg").read_text()
+
+
+@pytest.mark.parametrize(
+    "options", [{}, {"flops": 0.5}, {"flops": (0.5, 0.5)}, {"flops": (0.2, 0.9), "params": (0.2, 0.9)}, {"points": 1}]
+)
+def test_pareto_refuses_what_is_no_pair(options: dict[str, Any]) -> None:
+    graph = surgeon.trace(Residual(), image())
+    given_points = {"flops": (0.2, 0.9), **options} if "points" in options else options
+    with pytest.raises(BudgetError):
+        surgeon.pareto(graph, surgeon.score(graph), **given_points)
+
+
+def test_prune_takes_one_budget() -> None:
+    with pytest.raises(BudgetError, match=r"surgeon\.plan"):
+        surgeon.prune(Residual(), image(), flops=[0.8, 0.5])

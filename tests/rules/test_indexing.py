@@ -141,6 +141,47 @@ def test_a_table_looked_up_by_a_buffer(case: Case) -> None:
     )
 
 
+@square("getitem", "index_select", "embedding", examples=30)
+def test_a_table_looked_up_by_places_that_could_shrink(case: Case) -> None:
+    n, c, width = case.shape(3, 2, 4)
+    look_up = case.of(
+        lambda m: m.table[(m.x > 0.5).long()],
+        lambda m: m.table[:, (m.x > 0.5).long()],
+        lambda m: m.table[(m.x > 0.5).long(), 0],
+        lambda m: m.table.index_select(0, (m.x > 0.5).long().sum(1)),
+        lambda m: F.embedding((m.x > 0.5).long(), m.table),
+    )
+    case.check(look_up, table=case.tensor(5, width), x=case.tensor(n, c), dress=False, stays={"x:0": "indices"})
+
+
+@square("getitem", "setitem", must_cut=False)
+def test_a_mask_stays(case: Case) -> None:
+    n, c = case.shape(2, 2, 4)
+
+    def write(m: Any) -> Any:
+        y = m.y.clone()
+        y[m.x > 0.5] = 0.0
+        return y
+
+    op = case.of(write, lambda m: m.y[m.x > 0.5])
+    stays = {"x:0": "indices", "x:1": "indices", "y:0": "index", "y:1": "index"}
+    case.check(op, x=case.tensor(n, c), y=case.tensor(n, c), dress=False, stays=stays)
+
+
+@square("getitem", examples=20)
+def test_a_slice_up_to_the_width_of_another(case: Case) -> None:
+    n, c = case.size(2, 4), case.size(3, 5)
+    more = case.of(0, 1)
+    case.check(
+        lambda m: (m.x[:, : m.y.shape[1]], m.y),
+        x=case.tensor(n, c),
+        y=case.tensor(n, c + more),
+        dress=False,
+        cut="x:1" if more else "x:1 y:1",
+        stays={"y:1": "slice stop"} if more else {},
+    )
+
+
 @square("select", examples=20)
 def test_select(case: Case) -> None:
     shape = case.shape(case.size(2, 3), 2, 4)
@@ -180,6 +221,19 @@ def test_gather_by_places_that_follow(case: Case) -> None:
     case.check(lambda m: m.x.gather(1, m.x.topk(2, 1).indices), x=case.signed(n, c), cut="x:0", stays={"x:1": ""})
 
 
+@square("gather", must_cut=False)
+def test_gather_where_rows_hold_their_own_columns(case: Case) -> None:
+    n, c, d = case.shape(3, 2, 4)
+    index = torch.randint(c, (n, 1, d))
+    case.check(
+        lambda m: m.x.unflatten(1, (c, -1)).gather(1, m.index).flatten(1),
+        x=case.tensor(n, c * d),
+        index=index,
+        dress=False,
+        stays={"x:0": "", "x:1": ""},
+    )
+
+
 # -- writing -----------------------------------------------------------------------------------------
 
 
@@ -189,6 +243,8 @@ def test_writing_a_region(case: Case) -> None:
     region, shape = case.of(
         ((slice(None), slice(None)), (n, c)),
         ((slice(None), slice(None)), (c,)),
+        ((slice(None), slice(None)), (1, n, c)),
+        ((0,), (1, 1, c)),
         ((slice(None), slice(None, k)), (n, k)),
         ((slice(None), slice(k, None)), (n, c - k)),
         ((slice(None), slice(k, None)), (n, 1)),

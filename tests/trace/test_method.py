@@ -43,6 +43,22 @@ def test_a_method_that_calls_forward() -> None:
     assert result.model.hidden.out_features == 4
 
 
+def test_a_forward_of_the_instance_is_called_and_stays() -> None:
+    model = AutoEncoder().eval()
+    calls = []
+
+    def forward(x: Tensor) -> Tensor:
+        calls.append(x)
+        return type(model).forward(model, x)
+
+    model.forward = forward
+    graph = surgeon.trace(model, X, method="score")
+    assert calls and model.forward is forward
+    assert [group.name for group in graph.free] == ["enter", "hidden"]
+    surgeon.trace(model, X, method="encode")
+    assert model.forward is forward
+
+
 def test_an_unknown_method_names_the_nearest() -> None:
     with pytest.raises(TraceError, match="no method 'encodes'; it has encode"):
         surgeon.trace(AutoEncoder(), X, method="encodes")

@@ -65,3 +65,18 @@ def test_layers_that_share_a_config_are_cut_alike() -> None:
     assert first.config is second.config
     assert first.enter.out_features == second.enter.out_features == 4 * first.config.width
     assert config.width == 6
+
+
+def test_in_place_another_model_keeps_the_config_that_both_hold() -> None:
+    config = SimpleNamespace(heads=4, width=6)
+    model, other = nn.Sequential(Heads(config), Heads(config)).eval(), Heads(config).eval()
+    model.outer = SimpleNamespace(inner=config)
+    before, graph = other(X), surgeon.trace(model, X)
+    plan = surgeon.plan(graph, surgeon.score(graph, "l1"), ratio=0.5)
+    small = surgeon.operate(model, plan)
+    assert surgeon.operate(model, plan, inplace=True) is model
+    assert model[0].config is model[1].config is model.outer.inner is not config
+    assert model[0].config.width == small[0].config.width < 6
+    torch.testing.assert_close(model(X), small(X))
+    assert config.width == 6 and other.config is config
+    torch.testing.assert_close(other(X), before)

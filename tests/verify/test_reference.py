@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import pytest
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 import surgeon
@@ -69,3 +72,51 @@ def test_groups_are_cut_under_a_quotient() -> None:
     small = surgeon.operate(model, plan)
     assert small.groups == 2
     surgeon.verify(model, small, plan, x)
+
+
+# What zeros, or a default of the op, would get wrong where positions are cut.
+STATISTICS: dict[str, Callable[[Tensor, Tensor], Tensor]] = {
+    "one over": lambda x, p: x * (1.0 / p),
+    "reciprocal": lambda x, p: x * p.reciprocal(),
+    "reciprocal in place": lambda x, p: x * (p * 1).reciprocal_(),
+    "root": lambda x, p: x * p.square().rsqrt(),
+    "negative power": lambda x, p: x * p**-3,
+    "log_softmax": lambda x, p: F.log_softmax(x, -1),
+    "largest of integers": lambda x, p: x * (9 * x - 40).long().amax(1, keepdim=True),
+    "largest of flags": lambda x, p: x * (1 + (x > 9).amax(1, keepdim=True)),
+    "smallest norm": lambda x, p: x * torch.linalg.vector_norm(x, float("-inf"), 1, keepdim=True),
+    "biased": lambda x, p: x * x.var(False),
+}
+
+
+class Between(nn.Module):
+    """Two layers with a function of activations and of a parameter between them."""
+
+    def __init__(self, function: Callable[[Tensor, Tensor], Tensor]) -> None:
+        super().__init__()
+        self.first, self.last = nn.Linear(5, 8), nn.Linear(8, 2)
+        self.weight = nn.Parameter(torch.rand(8) + 0.5)
+        self.function = function
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.last(self.function(self.first(x), self.weight))
+
+
+@pytest.mark.parametrize("name", STATISTICS)
+def test_what_is_cut_has_no_say(name: str) -> None:
+    torch.manual_seed(0)
+    result = surgeon.prune(Between(STATISTICS[name]).double(), torch.randn(3, 5, dtype=torch.float64), ratio=0.5)
+    assert result.model.first.out_features == 4
+
+
+def test_groups_are_cut_under_a_maximum() -> None:
+    class Maxout(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.first, self.last = nn.Linear(5, 8), nn.Linear(4, 2)
+
+        def forward(self, x: Tensor) -> Tensor:
+            return self.last(self.first(x).unflatten(1, (-1, 2)).amax(2))
+
+    result = surgeon.prune(Maxout().double(), torch.randn(3, 5, dtype=torch.float64), ratio=0.5)
+    assert result.model.first.out_features == 4 and result.model.last.in_features == 2

@@ -33,7 +33,6 @@ def elementwise(flow: Flow, call: Call) -> None:
     """All tensor operands meet; the result carries what they have in common."""
     if not isinstance(call.result, Tensor):
         return flow.unknown(call, "more than one result")
-    flow.literal(call)
     tensors = list(tensors_in([call.args, call.kwargs]))
     flow.set(call.result, together(flow, tensors, call.result.dim()))
 

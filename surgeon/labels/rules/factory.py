@@ -33,7 +33,6 @@ def filled(first: int) -> Rule:
 
 def alike(flow: Flow, call: Call) -> None:
     """zeros_like(x): shaped as x."""
-    flow.literal(call)
     flow.set(call.result, list(flow.value(call.args[0]).families))
 
 
@@ -41,7 +40,6 @@ def constant(flow: Flow, call: Call) -> None:
     """arange, tensor, ...: a position's value depends on its place, so none may go."""
     for tensor in tensors_in([call.args, call.kwargs]):
         flow.solid(tensor, range(tensor.dim()), f"read by {call.name}")
-    flow.literal(call)
     for result in tensors_in(call.result):
         flow.set(result, [])
 

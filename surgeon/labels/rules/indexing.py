@@ -31,14 +31,15 @@ def setitem(flow: Flow, call: Call) -> None:
     source = flow.value(given) if isinstance(given, Tensor) else solid_value(())
     if any(len(family.dims) > 1 for family in (*flow.value(tensor).families, *source.families)):
         return flow.unknown(call, "writes into rows that hold different columns")
+    if len(source.shape) > len(region.shape):  # leading dimensions of size 1
+        inner = source.shape[len(source.shape) - len(region.shape) :]
+        source = Value(inner, move(flow.space, source, lambda labels: labels.reshape(inner)))
     if not source.shape:
         return
     lead = len(region.shape) - len(source.shape)
-    shape = (1,) * lead + source.shape if lead >= 0 else source.shape[-lead:]
-    families = [flow.widen(f, len(shape)) for f in source.families] if lead >= 0 else source.families
+    shape = (1,) * lead + source.shape
+    families = [flow.widen(f, len(shape)) for f in source.families]
     because = "written into a tensor that can't shrink there"
-    if lead < 0:
-        return flow.solid(given, range(len(source.shape)), because)
     meet(flow.space, [Frame(region.shape, list(region.families), solid_because=because), Frame(shape, families)])
 
 
@@ -56,6 +57,8 @@ def _picked(flow: Flow, tensor: Tensor, index: Any) -> Value:
         elif entry is not None and not isinstance(entry, bool):
             width = _consumes(entry)
             flow.solid(tensor, range(dim, dim + width), "picked by a constant index")
+            if isinstance(entry, Tensor):
+                flow.solid(entry, range(entry.dim()), "a table of indices")
             dim += width
     value = flow.value(tensor)
     plain = tuple(torch.as_tensor(e) if isinstance(e, list) else e for e in entries)
@@ -71,17 +74,35 @@ def _consumes(entry: Any) -> int:
 
 def _slice(flow: Flow, tensor: Tensor, dim: int, entry: slice) -> None:
     value = flow.value(tensor)
-    if not value.along(dim) and dim not in value.unbound:
-        return
-    if entry.step is not None and int(entry.step) != 1:
-        return flow.solid(tensor, [dim], "picked with a stride")
     size = value.shape[dim]
-    for bound, what in ((entry.start, "start"), (entry.stop, "stop")):
-        if bound is None or int(bound) == 0 or (what == "stop" and int(bound) >= size):
+    strided = entry.step is not None and int(entry.step) != 1
+    if strided:
+        flow.solid(tensor, [dim], "picked with a stride")
+    for bound, what in ((entry.start, "start"), (entry.stop, "stop"), (entry.step, "step")):
+        if bound is None:
             continue
-        if not -size < int(bound) < size:
-            return flow.solid(tensor, [dim], "a slice that reaches beyond the dimension")
-        bound_at(flow, value, dim, bound, what)
+        if strided or what == "step" or not value.along(dim) or int(bound) == 0:
+            _kept(flow, bound, what)
+        elif what == "stop" and int(bound) >= size:
+            _up_to_the_end(flow, value, dim, bound)
+        elif -size < int(bound) < size:
+            bound_at(flow, value, dim, bound, what)
+        else:
+            flow.solid(tensor, [dim], "a slice that reaches beyond the dimension")
+            _kept(flow, bound, what)
+
+
+def _kept(flow: Flow, bound: Any, what: str) -> None:
+    """A bound in a dimension that stays has to stay as well."""
+    flow.size(bound, int(bound), f"slice {what}")
+
+
+def _up_to_the_end(flow: Flow, value: Value, dim: int, stop: Any) -> None:
+    """A number at or beyond the end is so after the cut too; a size may shrink by more than the dimension does."""
+    if is_tracked(stop) and int(stop) == value.shape[dim]:
+        flow.size(stop, flow.extent(value, dim), "slice stop")
+    else:
+        _kept(flow, stop, "stop")
 
 
 def bound_at(flow: Flow, value: Value, dim: int, bound: Any, what: str) -> None:
@@ -130,17 +151,20 @@ def look_up(flow: Flow, call: Call, tensor: Tensor, dim: int, index: Tensor) -> 
     shorter = [d for d in range(tensor.dim()) if d != dim and index.shape[d] not in (1, tensor.shape[d])]
     shorter += [d for d in range(tensor.dim()) if d != dim and index.shape[d] == 1 and call.name == "gather"]
     flow.solid(tensor, [dim, *shorter], f"{call.name} looks up by index")
-    value, table = flow.value(tensor), flow.value(index)
-    sizes = tuple(1 if i == dim else s for i, s in enumerate(table.shape))
-    others = [f for f in value.families if dim not in f.dims]
-    indexed = [f for f in table.families if dim not in f.dims]
     flow.solid(index, [dim], "a table of indices")
-    flow.set(call.result, meet(flow.space, [Frame(sizes, others), Frame(sizes, indexed)]))
+    sizes = tuple(1 if i == dim else s for i, s in enumerate(index.shape))
+    others = [d for d in range(tensor.dim()) if d != dim]
+    frames = []
+    for each in (tensor, index):
+        families = (project(flow.space, f, others) for f in flow.value(each).families)
+        frames.append(Frame(sizes, [f for f in families if f is not None]))
+    flow.set(call.result, meet(flow.space, frames))
 
 
 def index_add(flow: Flow, call: Call) -> None:
     """index_add(input, dim, index, source): rows of the source are written to places along a dimension."""
     tensor, source = call.args[0], call.argument(3, "source", call.kwargs.get("tensor"))
+    flow.solid(call.argument(2, "index"), [0], "a table of indices")
     scattered(flow, call, tensor, int(call.argument(1, "dim")) % tensor.dim(), [source])
 
 

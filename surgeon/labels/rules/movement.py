@@ -56,6 +56,8 @@ def placed(flow: Flow, call: Call) -> None:
     """Positions go elsewhere, and what results depends on their place: the dimensions that are moved along stay."""
     tensor = call.args[0]
     flow.solid(tensor, PLACED[call.name](call, tensor), f"{call.name} depends on the place along the dimension")
+    for index in tensors_in([call.args[1:], call.kwargs]):
+        flow.solid(index, range(index.dim()), "a table of indices")
     plain(flow, call)
 
 

@@ -68,7 +68,7 @@ def statistic(flow: Flow, call: Call) -> None:
 def search(flow: Flow, call: Call) -> None:
     """Ops that answer with positions: the dimension searched may not shrink."""
     tensor = call.args[0]
-    if len(call.args) > 1 and isinstance(call.args[1], Tensor):
+    if isinstance(call.argument(1, "other"), Tensor):
         from surgeon.labels.rules.elementwise import elementwise
 
         return elementwise(flow, call)
