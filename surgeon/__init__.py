@@ -5,6 +5,7 @@ result.model      # the same class, physically smaller
 result.plan       # what went and what stayed
 result.proof      # the masked original computes the same
 result.report     # before and after
+result.recovery   # with data: what was refitted
 """
 
 from surgeon.api import Result, plan, prune, trace
@@ -12,6 +13,7 @@ from surgeon.errors import SurgeonError
 from surgeon.labels.rules.custom import rule
 from surgeon.operate import operate
 from surgeon.plan import Pareto, Plan, pareto
+from surgeon.recover import Recovery, recover
 from surgeon.report import Report, compare
 from surgeon.score import score
 from surgeon.sensitivity import Sensitivity, sensitivity
@@ -23,6 +25,7 @@ __all__ = [
     "Pareto",
     "Plan",
     "Proof",
+    "Recovery",
     "Report",
     "Result",
     "Sensitivity",
@@ -32,6 +35,7 @@ __all__ = [
     "pareto",
     "plan",
     "prune",
+    "recover",
     "rule",
     "score",
     "sensitivity",

@@ -12,6 +12,7 @@ from typing import Any, cast, overload
 from torch import nn
 from torch.export import ExportedProgram
 
+from surgeon.calibrate import calibration
 from surgeon.errors import BudgetError
 from surgeon.evaluation import Evaluate, evaluated, require_callable
 from surgeon.graph import DependencyGraph
@@ -26,16 +27,21 @@ from surgeon.plan.cost import Cost
 from surgeon.plan.describe import describe
 from surgeon.plan.make import multiple
 from surgeon.plan.make import plan as make_plan
+from surgeon.recover import Recovery, check_method, recover
 from surgeon.report import Report, compare
-from surgeon.score import score
+from surgeon.score import curves, score
 from surgeon.verify import Proof, count_flops, verify
+
+# Calibration samples that are read at most.
+SAMPLES = 512
 
 
 @dataclass(frozen=True)
 class Result:
     """What ``prune`` returns: the small model, the plan that made it, the proof, and the report.
 
-    ``evaluations`` holds what was evaluated in search of the smallest model within ``max_drop``.
+    ``evaluations`` holds what was evaluated in search of the smallest model within ``max_drop``, and ``recovery``
+    what compensation did.
     """
 
     model: nn.Module | ExportedProgram
@@ -43,10 +49,11 @@ class Result:
     proof: Proof | None
     report: Report
     evaluations: Evaluations | None = None
+    recovery: Recovery | None = None
 
     def __str__(self) -> str:
-        lines = [f"{self.plan}", f"{self.proof or 'not verified'}"]
-        return "\n".join(lines if self.evaluations is None else [*lines, f"{self.evaluations}"])
+        found = [part for part in (self.evaluations, self.recovery) if part is not None]
+        return "\n".join(map(str, (self.plan, self.proof or "not verified", *found)))
 
 
 def trace(model: Model, example_inputs: Any, *, keep: Iterable[Any] = (), method: str = "forward") -> DependencyGraph:
@@ -172,7 +179,9 @@ def prune(
     model: Model,
     example_inputs: Any,
     *,
-    criterion: Any = "l1",
+    criterion: Any = None,
+    data: Iterable[Any] | None = None,
+    compensate: str | None = "auto",
     keep: Iterable[Any] = (),
     check: bool = True,
     method: str = "forward",
@@ -192,7 +201,11 @@ def prune(
     ----------
     model : a module, a ``torch.export.ExportedProgram``, or the path of a ``.pt2`` file; an exported program gives an
         exported program
-    criterion : a name such as "l1", or a callable ``(graph, group) -> Tensor[units]``
+    criterion : a name such as "l1", or a callable ``(graph, group) -> Tensor[units]``; "l1" where there is no data to
+        compensate with, and "obs" with widths from measured loss curves where there is
+    data : some batches without labels; 128 to 512 samples are enough
+    compensate : how to win back what the cut loses, after the proof: "auto" (refit with data, nothing without),
+        "ridge", "bias", "merge", "noise", "norms" or None: see ``recover``
     keep : layers to leave as they are
     check : prove the result against the masked original; the proof is of the cut as made, before any ``finetune``
     method : what to run instead of ``forward``
@@ -218,22 +231,47 @@ def prune(
     _check_names(budget)
     _one_budget(budget)
     _check_guard(evaluate, max_drop, finetune, budget)
+    if compensate is not None:
+        check_method(compensate)
     graph = trace(model, example_inputs, keep=keep, method=method)
     graph.require_free()
-    scores = score(graph, criterion)
+    batches = None if data is None else [(given,) for given in calibration(data, SAMPLES)]
+    how = None if compensate == "auto" and data is None else compensate
+    scores = _scores(graph, criterion, batches if how in ("auto", "ridge") else None, budget)
+    recoveries: dict[int, Recovery] = {}
+
+    def mend(small: Any, made: Plan) -> Any:
+        if how is not None:
+            recoveries[id(made)] = recover(
+                model, small, made, batches, method=how, example_inputs=example_inputs, samples=SAMPLES
+            )
+        return small
+
     found = None
     if evaluate is None or max_drop is None:
         made = cast(Plan, plan(graph, scores, **budget))
         small = cut = operate(model, made)
     else:
         plans = nested_plans(lambda shares: _chain(graph, scores, shares, budget), resolution)
-        found = _guarded(model, graph, plans, evaluate, max_drop, finetune)
+        found = _guarded(model, graph, plans, evaluate, max_drop, finetune, mend)
         made, small = found.plan, found.model
-        cut = operate(model, made)  # what was tuned or evaluated need not be as it was cut
+        cut = operate(model, made)  # what was refitted, tuned or evaluated need not be as it was cut
     counts = (count_flops(model, example_inputs, method=method), count_flops(small, example_inputs, method=method))
     proof = verify(model, cut, made, example_inputs, counts=counts) if check else None
+    if found is None:
+        mend(small, made)
     report = compare(model, small, example_inputs, plan=made, counts=counts)
-    return Result(small, made, proof, report, found.evaluations if found else None)
+    return Result(small, made, proof, report, found.evaluations if found else None, recoveries.get(id(made)))
+
+
+def _scores(graph: DependencyGraph, criterion: Any, batches: list[Any] | None, budget: dict[str, Any]) -> Any:
+    """Score by what a refit can't make up for where there is one, and let measured curves decide about widths."""
+    if criterion is not None or batches is None:
+        return score(graph, criterion or "l1")
+    scores = score(graph, "obs", data=batches)
+    if budget.get("ratio") is None and budget.get("losses") is None:
+        budget["losses"] = curves(graph, scores, batches)
+    return scores
 
 
 def _guarded(
@@ -243,13 +281,14 @@ def _guarded(
     evaluate: Evaluate,
     max_drop: float,
     finetune: Callable[[Any], Any] | None,
+    mend: Callable[[Any, Plan], Any],
 ) -> Found:
     """Search plans for the smallest model within the drop; the original is evaluated as a copy."""
     whole = describe(graph, [], {}, {})
     base = evaluated(operate(model, whole), evaluate, "the original")
 
     def build(plan: Plan) -> Any:
-        return tuned(operate(model, plan), finetune, str(plan))
+        return tuned(mend(operate(model, plan), plan), finetune, str(plan))
 
     return smallest_within(plans, build, base=base, evaluate=evaluate, max_drop=max_drop)
 

@@ -9,6 +9,8 @@ SurgeonError
 │   └── InfeasibleBudget    the budget is below what floors and pins leave reachable
 ├── RuleError           a rule for a custom op is malformed, or the op has one
 ├── ScoreError          weights or scores that can't be ranked (NaN, wrong length)
+├── DataError           calibration data that is empty, not finite, or does not fit the model
+├── RecoverError        compensation that can't be made, such as for a model whose calls changed with the cut
 ├── PlanMismatch        the plan was made for another architecture; names the tensor
 ├── VerificationError   the small model does not compute what the masked original computes
 ├── EvaluationError     ``evaluate`` or ``finetune`` failed, or gave no finite number; names the cut
@@ -31,6 +33,8 @@ __all__ = [
     "InfeasibleBudget",
     "RuleError",
     "ScoreError",
+    "DataError",
+    "RecoverError",
     "PlanMismatch",
     "VerificationError",
     "EvaluationError",
@@ -78,6 +82,14 @@ class RuleError(SurgeonError, ValueError):
 
 class ScoreError(SurgeonError):
     """Scores that can't rank units."""
+
+
+class DataError(SurgeonError, ValueError):
+    """Calibration data that can't be used."""
+
+
+class RecoverError(SurgeonError):
+    """What was cut can't be compensated."""
 
 
 class PlanMismatch(SurgeonError):

@@ -18,11 +18,12 @@ ROOT = Path(surgeon.__file__).parent
 # From the bottom up. A package imports from lower layers, and from its own without a cycle.
 LAYERS = (
     {"errors", "aten", "dispatch", "exported", "modules", "evaluation"},
+    {"calibrate"},
     {"trace"},
     {"labels"},
     {"counts", "groups"},
     {"graph"},
-    {"score", "plan", "operate", "verify", "report", "guard"},
+    {"score", "plan", "operate", "verify", "recover", "report", "guard"},
     {"latency"},
     {"api"},
     {"sensitivity"},
@@ -30,7 +31,7 @@ LAYERS = (
 LAYER_OF = {package: i for i, layer in enumerate(LAYERS) for package in layer}
 
 # What reads a plan needs nothing of what made it.
-AFTER_THE_PLAN = ("operate", "verify", "report")
+AFTER_THE_PLAN = ("operate", "verify", "recover", "report")
 BEFORE_THE_PLAN = {"trace", "labels", "counts", "groups", "graph", "score"}
 
 
@@ -142,6 +143,7 @@ def test_public_names() -> None:
         "Pareto",
         "Plan",
         "Proof",
+        "Recovery",
         "Report",
         "Result",
         "Sensitivity",
@@ -151,6 +153,7 @@ def test_public_names() -> None:
         "pareto",
         "plan",
         "prune",
+        "recover",
         "rule",
         "score",
         "sensitivity",

@@ -1,5 +1,6 @@
 """Importance of units."""
 
+from surgeon.score.curves import curves
 from surgeon.score.score import CRITERIA, score
 
-__all__ = ["CRITERIA", "score"]
+__all__ = ["CRITERIA", "curves", "score"]

@@ -3,20 +3,48 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from inspect import signature
 from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
 
 from surgeon.errors import ScoreError
-from surgeon.score.magnitude import l1, l2, random
+from surgeon.score.activations import activation, apoz, variance, wanda
+from surgeon.score.gradients import fisher, gradient, grasp, snip, synflow, taylor, taylor_squared
+from surgeon.score.magnitude import bn_scale, fpgm, l1, l2, lamp, linf, random
+from surgeon.score.moments import obs
 
 if TYPE_CHECKING:
     from surgeon.graph import DependencyGraph, Group
 
     Criterion = str | Callable[[DependencyGraph, Group], Tensor]
 
-CRITERIA: dict[str, Callable[..., dict[str, Tensor]]] = {"l1": l1, "l2": l2, "random": random}
+CRITERIA: dict[str, Callable[..., dict[str, Tensor]]] = {
+    # from weights
+    "l1": l1,
+    "l2": l2,
+    "linf": linf,
+    "lamp": lamp,
+    "fpgm": fpgm,
+    "bn_scale": bn_scale,
+    "random": random,
+    # from gradients: data and loss
+    "taylor": taylor,
+    "taylor_squared": taylor_squared,
+    "fisher": fisher,
+    "gradient": gradient,
+    "snip": snip,
+    "grasp": grasp,
+    # from example inputs
+    "synflow": synflow,
+    # from what layers are given: data
+    "activation": activation,
+    "apoz": apoz,
+    "variance": variance,
+    "wanda": wanda,
+    "obs": obs,
+}
 
 
 def score(graph: DependencyGraph, criterion: Criterion = "l1", **options: Any) -> dict[str, Tensor]:
@@ -25,7 +53,9 @@ def score(graph: DependencyGraph, criterion: Criterion = "l1", **options: Any) -
     Parameters
     ----------
     criterion : one of ``CRITERIA``, or a callable ``(graph, group) -> Tensor[units]``
-    options : passed to the criterion, such as ``seed`` for "random"
+    options : passed to the criterion: ``seed`` for "random", ``data`` for those that look at activations, ``data`` and
+        ``loss`` for those that take gradients, ``example_inputs`` for "synflow". Data are batches: a DataLoader, a list
+        or a generator; of a tuple or list the first item is given to the model, and ``loss(output, *rest)`` is a scalar
 
     Raises
     ------
@@ -40,6 +70,7 @@ def score(graph: DependencyGraph, criterion: Criterion = "l1", **options: Any) -
             raise ScoreError(
                 f"unknown criterion {criterion!r}; choose one of {', '.join(sorted(CRITERIA))}, or pass a callable"
             )
+        _check_options(criterion, options)
         return CRITERIA[criterion](graph, **options)
     scores = {}
     for group in graph.free:
@@ -51,3 +82,13 @@ def score(graph: DependencyGraph, criterion: Criterion = "l1", **options: Any) -
             )
         scores[group.name] = values
     return scores
+
+
+def _check_options(criterion: str, options: dict[str, Any]) -> None:
+    taken = dict(list(signature(CRITERIA[criterion]).parameters.items())[1:])
+    missing = [name for name, p in taken.items() if p.default is p.empty and options.get(name) is None]
+    if missing:
+        raise ScoreError(f"criterion {criterion!r} needs {' and '.join(missing)}: score(graph, {criterion!r}, ...)")
+    for name in options:
+        if name not in taken:
+            raise ScoreError(f"criterion {criterion!r} takes no {name!r}; it takes {', '.join(taken) or 'no options'}")

@@ -1,0 +1,33 @@
+"""Runs over calibration data: forward passes on tape, contractions as matrix products, streamed moments."""
+
+from surgeon.calibrate.batches import batches, calibration, inputs, size
+from surgeon.calibrate.contraction import Contraction, contractions
+from surgeon.calibrate.noise import noise
+from surgeon.calibrate.ridge import Moments, Sums
+from surgeon.calibrate.shared import gathered, shown
+from surgeon.calibrate.statistics import drawn, input_moments, layers
+from surgeon.calibrate.tape import Leaf, Player, Slot, Step, Tape, aligned, record
+
+__all__ = [
+    "Contraction",
+    "Leaf",
+    "Moments",
+    "Player",
+    "Slot",
+    "Step",
+    "Sums",
+    "Tape",
+    "aligned",
+    "batches",
+    "calibration",
+    "contractions",
+    "drawn",
+    "gathered",
+    "input_moments",
+    "inputs",
+    "layers",
+    "noise",
+    "record",
+    "shown",
+    "size",
+]

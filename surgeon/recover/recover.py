@@ -1,0 +1,107 @@
+"""The stage verb: compensate a cut."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+from functools import partial
+from typing import Any
+
+import torch
+from torch import nn
+
+from surgeon.calibrate import calibration, noise, shown, size
+from surgeon.errors import DataError, RecoverError
+from surgeon.modules import bare, entering
+from surgeon.plan.plan import Plan
+from surgeon.recover.fold import Fold, fold
+from surgeon.recover.norms import Renormed, renorm
+from surgeon.recover.refit import Refit, refit
+
+METHODS = ("auto", "bias", "merge", "noise", "norms", "ridge")
+
+
+@dataclass(frozen=True)
+class Recovery:
+    """What compensation did, layer by layer."""
+
+    method: str
+    layers: tuple[Refit | Fold | Renormed, ...]
+    samples: int = 0
+
+    def __str__(self) -> str:
+        taken = sum(layer.taken for layer in self.layers)
+        kind = "samples of noise" if self.method == "noise" else "samples"
+        data = f"{self.samples} {kind}" if self.samples else "no data"
+        return f"{self.method}: {taken} of {len(self.layers)} layers compensated, {data}"
+
+
+def recover(
+    model: nn.Module,
+    small: nn.Module,
+    plan: Plan,
+    data: Iterable[Any] | None = None,
+    *,
+    method: str = "auto",
+    example_inputs: Any = None,
+    samples: int = 512,
+    rows: int = 65536,
+    memory: float = 2**28,
+    seed: int = 0,
+) -> Recovery:
+    """Win back what a cut lost, without training, by refitting what stays of the small model in place.
+
+    Parameters
+    ----------
+    model, small : the original, and what ``operate`` made of it by the plan
+    data : batches without labels (of a tuple or list, the first item counts); 128 to 512 samples are enough
+    method : "ridge" refits every layer behind the cut, from input to output, to what the original makes there, and
+        takes a refit only where it is better on samples held out of it; "bias" folds the means of what is cut into
+        offsets, from the statistics of norms, without data; "merge" also adds what is cut to what is like it; "noise"
+        is "ridge" on noise in place of data; "norms" estimates statistics of batch norms anew, and nothing else;
+        "auto" is "ridge" where there is data and "merge" where there is none
+    example_inputs : for the methods without data, as for ``trace``; the first batch otherwise
+    samples : how many samples of the data are read at most
+    rows : most positions of a layer that one fit uses
+    memory : bytes that rows or second moments of one layer may take; above it, only means are met
+
+    Returns
+    -------
+    Recovery with a record for every layer.
+
+    Raises
+    ------
+    DataError for data that is missing, empty or not finite; RecoverError where layers can't be compared.
+
+    Examples
+    --------
+    >>> small = surgeon.operate(model, plan)
+    >>> print(surgeon.recover(model, small, plan, batches))
+    """
+    check_method(method)
+    model, small = bare(model), bare(small)
+    method = ("merge" if data is None else "ridge") if method == "auto" else method
+    with torch.no_grad(), entering(plan.method, model, small):
+        if method in ("ridge", "norms"):
+            if data is None:
+                raise DataError(f"method {method!r} needs data: some batches without labels")
+            batches = calibration(data, samples)
+        else:
+            given = example_inputs if example_inputs is not None or data is None else calibration(data, 2)[0]
+            if given is None:
+                raise DataError(f"method {method!r} needs example_inputs to run the model once")
+            if method != "noise":
+                return Recovery(method, tuple(fold(model, small, plan, given, merge=method == "merge")))
+            batches = noise(given, samples)
+        many = sum(map(size, batches))
+        if method == "norms":
+            return Recovery(method, tuple(renorm(model, small, batches)), many)
+        track = partial(shown, what="refitting")
+        found = refit(model, small, plan, batches, rows=rows, memory=memory, seed=seed, track=track)
+        return Recovery(method, tuple(found), many)
+
+
+def check_method(method: str) -> None:
+    """Raise RecoverError for a method that there is not."""
+    if method not in METHODS:
+        raise RecoverError(f"there is no compensation {method!r}; choose one of {', '.join(METHODS)}, or None")

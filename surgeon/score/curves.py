@@ -1,0 +1,147 @@
+"""What the model loses as a group shrinks, measured after the layers that read it are refitted."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from surgeon.calibrate import Moments, Player, Step, calibration, input_moments, layers, record
+from surgeon.score.moments import RIDGE
+from surgeon.score.readers import Reader, readers
+
+if TYPE_CHECKING:
+    from surgeon.graph import DependencyGraph, Group
+
+# Shares of a group at which its curve is measured; between them it is interpolated.
+SHARES = (0.06, 0.12, 0.25, 0.37, 0.5, 0.62, 0.75, 0.87)
+
+
+def divergence(found: Sequence[Tensor], wanted: Sequence[Tensor]) -> float:
+    """Return how far outputs are from those of the original: one number over all of them.
+
+    Rows of logits ``[n, classes]`` count their Kullback-Leibler divergence, other floats their squared error as a
+    share of the variance.
+    """
+    total = 0.0
+    for ours, theirs in zip(found, wanted):
+        if not theirs.is_floating_point():
+            continue
+        ours, theirs = ours.double(), theirs.double()
+        if theirs.dim() == 2 and theirs.shape[1] > 1:
+            a, b = theirs.log_softmax(1), ours.log_softmax(1)
+            total += float((a.exp() * (a - b)).sum(1).mean())
+        else:
+            total += float((ours - theirs).square().mean() / theirs.var(correction=0).clamp(min=1e-300))
+    return total
+
+
+def curves(
+    graph: DependencyGraph,
+    scores: Mapping[str, Tensor],
+    data: Iterable[Any],
+    *,
+    loss: Callable[[Sequence[Tensor], Sequence[Tensor]], float] = divergence,
+    shares: Sequence[float] = SHARES,
+    samples: int = 512,
+    judged: int = 256,
+    memory: float = 2**30,
+) -> dict[str, tuple[np.ndarray, np.ndarray]]:
+    """Measure each group's loss curve: cut alone, by its scores, with the layers that read it refitted.
+
+    Parameters
+    ----------
+    scores : group name -> importance per unit
+    data : calibration batches, without labels
+    loss : of outputs and the original's outputs, both lists of tensors
+    shares : of the group, where the curve is measured; it is interpolated in between
+    samples, judged : samples whose second moments make the refits, and samples that the loss is measured on
+
+    Returns
+    -------
+    group name -> (removed steps ``[k]``, loss ``[k]``), increasing from 0
+
+    Examples
+    --------
+    >>> losses = curves(graph, scores, batches)
+    >>> plan = surgeon.plan(graph, scores, losses=losses, flops=0.5)
+    """
+    tapes = [record(graph.model, given) for given in calibration(data, samples)]
+    known, found = input_moments(tapes, memory=memory), layers(tapes[0])
+    few = tapes[: max(1, -(-len(tapes) * judged // samples))]
+    wanted = [Player(tape).finish() for tape in few]
+    base = [Player(tape) for tape in few]
+    work = [(readers(graph, group, found), group) for group in graph.free]
+    work = [(read, group) for read, group in work if read]
+    measured = {}
+    for read, group in sorted(work, key=lambda item: item[0][0].layer.at):
+        for player in base:
+            player.advance(read[0].layer.at)
+        order = _order(group, scores[group.name])
+        steps = sorted({min(group.size - 1, max(1, round(share * group.size))) for share in shares})
+        losses = []
+        for step in steps:
+            dead = graph.dead_classes(order[:step].ravel())
+            trial = {r.layer.at: (r.layer.weight, *_refitted(graph, r, known[r.layer.weight], dead)) for r in read}
+            made = [Trial(player, trial).finish() for player in base]
+            losses.append(float(np.mean([loss(m, w) for m, w in zip(made, wanted)])))
+        measured[group.name] = _filled(np.array([0, *steps]), np.array([0.0, *losses]))
+    return measured
+
+
+class Trial(Player):
+    """A player that goes on from another with other weights and added offsets: call -> (name, weight, offset)."""
+
+    def __init__(self, base: Player, changed: Mapping[int, tuple[str, Tensor, Tensor]]) -> None:
+        twin = base.fork()
+        super().__init__(base.tape, twin.values, base.at)
+        self.changed = changed
+        self.leaves = {**base.leaves, **{name: weight for name, weight, _ in changed.values()}}
+
+    def run(self, step: Step) -> None:
+        super().run(step)
+        change = self.changed.get(self.at)
+        if change is not None:
+            slot = step.outputs[0]
+            made = self.values[slot]
+            dims = [1] * made.dim()
+            dims[-1 if step.name == "linear" else 1] = -1
+            self.values[slot] = made + change[2].to(made).view(dims)
+
+
+def _refitted(graph: DependencyGraph, reader: Reader, moments: Moments, dead: np.ndarray) -> tuple[Tensor, Tensor]:
+    """Return weight and offset of a layer after a refit to the inputs that stay, its lost inputs at zero."""
+    layer, old = reader.layer, graph.tensor(reader.layer.weight).detach()
+    weight, lost = layer.matrix(old).double().cpu(), reader.lost(dead)
+    new = torch.where(lost.unsqueeze(1), 0.0, weight)
+    for g in range(layer.groups) if moments.xx.dim() == 3 else ():
+        stays, goes = (~lost[g]).nonzero().squeeze(1), lost[g].nonzero().squeeze(1)
+        if not len(stays) or not len(goes):
+            continue
+        xx = moments.xx[g].cpu()
+        system = xx[stays][:, stays] + RIDGE * xx.diagonal().mean().clamp(min=1e-300) * torch.eye(len(stays)).to(xx)
+        new[g][:, stays] += torch.linalg.solve(system, xx[stays][:, goes] @ weight[g][:, goes].mT).mT
+    offset = ((weight - new) @ moments.x.cpu().unsqueeze(2)).reshape(-1)
+    return layer.tensor(new, old), offset
+
+
+def _order(group: Group, scores: Tensor) -> np.ndarray:
+    """Return units in the order of removal, ``[steps, units per step]``."""
+    values, start, columns = np.asarray(scores), 0, []
+    for row in group.grid:
+        mine = np.argsort(values[start : start + len(row)], kind="stable")
+        columns.append(row[mine].reshape(group.size, -1))
+        start += len(row)
+    return np.concatenate(columns, axis=1)
+
+
+def _filled(steps: np.ndarray, losses: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Interpolate the logarithm of a curve made monotone: losses span decades, and most of that near zero."""
+    losses = np.maximum.accumulate(losses)
+    every = np.arange(steps[-1] + 1)
+    tiny = max(1e-9, 1e-3 * float(losses[losses > 0].min(initial=np.inf))) if losses.any() else 1e-9
+    logs = np.interp(every, steps, np.log(np.maximum(losses, tiny)))
+    return every, np.where(every == 0, 0.0, np.exp(logs))
