@@ -12,6 +12,7 @@ widths they are convex (Boyd et al., 2007, "A tutorial on geometric programming"
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
@@ -24,7 +25,7 @@ from surgeon.plan.relax import multipliers_for, relaxed
 
 CLOSE = 1e-3  # relative gap at which a long search stops
 REACH = 8  # rungs that an exchange moves a ladder
-MOVES = 1500  # of single ladders, that exchanges are made of
+MOVES = 1000  # of single ladders, that exchanges are made of
 TRIALS = 300  # exchanges that are tried against the costs themselves
 KICKS = 60  # moves that a search starts from again,
 ROUNDS = 2  # and how often, as long as it helps
@@ -182,7 +183,8 @@ def _kicked(problem: Problem, rungs: Sequence[int]) -> list[int]:
     best = list(rungs)
     for _ in range(ROUNDS):
         before = problem.loss(best)
-        for i, to in list(zip(*_moves(problem, best, KICKS)))[:KICKS]:
+        kicks = list(zip(*_moves(problem, best, KICKS)))
+        for i, to in kicks[: max(10, KICKS * KICKS // max(KICKS, len(best)))]:
             moved = [*best[:i], int(to), *best[i + 1 :]]
             moved = _exchanged(problem, fill(problem, _mended(problem, moved)))
             best = min(best, moved, key=problem.loss)
@@ -233,34 +235,34 @@ def _moves(problem: Problem, rungs: Sequence[int], most: int) -> tuple[np.ndarra
     return found[:, 0], found[:, 1]
 
 
-def _mended(problem: Problem, rungs: Sequence[int], stale: float = 0.05) -> list[int]:
+def _mended(problem: Problem, rungs: Sequence[int], stale: float = 0.01) -> list[int]:
     """Go down rung by rung, cheapest for what it saves, until every budget is kept.
 
-    What a rung saves is looked at again whenever a share of the excess is closed, a twentieth or as asked.
+    What a rung saves is looked at again whenever a share of the excess is closed, a hundredth or as asked.
     """
     chosen = list(rungs)
     while not problem.keeps(chosen):
         tangents = problem.tangents(problem.sizes - problem.steps(chosen))
         over = [t for t in tangents if t.value > t.limit * (1 - 1e-12)]
         saved = sum((t.slopes / max(t.value - t.limit, 1e-12 * t.limit) for t in over), np.zeros(len(chosen)))
-        prices = np.array([_price(l, r, s) for l, r, s in zip(problem.ladders, chosen, saved)])
+        steps = [_next(l, r, s) for l, r, s in zip(problem.ladders, chosen, saved)]
+        prices = np.array([price for price, _ in steps])
         closed = 0.0
         while closed <= stale and np.isfinite(prices).any():
             which = int(np.argmin(prices))
-            closed += _share(problem.ladders[which], chosen[which], saved[which])
+            closed += steps[which][1]
             chosen[which] += 1
-            prices[which] = _price(problem.ladders[which], chosen[which], saved[which])
+            steps[which] = _next(problem.ladders[which], chosen[which], saved[which])
+            prices[which] = steps[which][0]
     return chosen
 
 
-def _share(ladder: Ladder, rung: int, saved: float) -> float:
-    """Return the share of the excess that the next rung closes; ``saved`` is per log width."""
-    left = ladder.size - ladder.rungs[rung : rung + 2]
-    return float(saved * np.log(left[0] / left[1]))
+def _next(ladder: Ladder, rung: int, saved: float) -> tuple[float, float]:
+    """Return what the next rung loses for the share of the excess that it closes, and that share.
 
-
-def _price(ladder: Ladder, rung: int, saved: float) -> float:
-    """Return what the next rung loses for the share of the excess that it closes."""
+    ``saved`` is the share per log width.
+    """
     if rung + 1 == len(ladder.rungs):
-        return np.inf
-    return float(ladder.loss[rung + 1] - ladder.loss[rung]) / max(min(_share(ladder, rung, saved), 1.0), 1e-12)
+        return math.inf, 0.0
+    share = saved * math.log((ladder.size - ladder.rungs[rung]) / (ladder.size - ladder.rungs[rung + 1]))
+    return float(ladder.loss[rung + 1] - ladder.loss[rung]) / max(min(share, 1.0), 1e-12), share
