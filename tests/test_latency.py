@@ -127,8 +127,8 @@ def halving(graph: Any, least: float = 0.05) -> Callable[[Cost, float], surgeon.
     counts = [counts_under(graph, plan) for plan in plans]
 
     def solve(cost: Cost, limit: float) -> surgeon.Plan:
-        for plan, count in zip(plans, counts):
-            if cost.total(count) <= limit:
+        for plan, left in zip(plans, counts):
+            if cost.total(left) <= limit:
                 return plan
         raise InfeasibleBudget("too little remains")
 
