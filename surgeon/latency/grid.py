@@ -23,7 +23,7 @@ from surgeon.errors import SurgeonError
 from surgeon.latency.measure import Clock, steady
 from surgeon.modules import as_arguments, bare, entering, evaluating
 from surgeon.operate import operate
-from surgeon.plan.make import describe
+from surgeon.plan.describe import describe
 
 if TYPE_CHECKING:
     from surgeon.graph import DependencyGraph, Group

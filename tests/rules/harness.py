@@ -37,7 +37,7 @@ from surgeon.graph import DependencyGraph, Group
 from surgeon.labels.flow import Flow
 from surgeon.modules import tensors_in
 from surgeon.operate import operate
-from surgeon.plan.make import describe
+from surgeon.plan.describe import describe
 from surgeon.verify.reference import Statistics, intercept, masked_state
 
 # op name -> the tests that run it; filled while test modules are imported, read by test_coverage
