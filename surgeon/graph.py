@@ -39,6 +39,7 @@ class DependencyGraph:
     groups : coupled groups, free ones first
     nodes : recorded ops with symbolic shapes
     allocations : memory of the forward pass, with symbolic shapes
+    example_inputs : what the model was run on, for latency to be measured with
     shapes : parameter and buffer name -> symbolic shape
     """
 

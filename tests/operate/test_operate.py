@@ -139,10 +139,10 @@ def test_operate_needs_no_more_than_the_small_model() -> None:
 
 
 def test_tracing_keeps_no_activations() -> None:
-    model = Residual()
-    graph = surgeon.trace(model, image())
+    model, x = Residual(), image()
+    graph = surgeon.trace(model, x)
     alive = {id(t) for t in graph.flow.values}
-    assert alive <= {id(t) for t in (*model.parameters(), *model.buffers())}
+    assert alive <= {id(t) for t in (*model.parameters(), *model.buffers(), x)}
 
 
 class Pair(nn.ModuleList):
