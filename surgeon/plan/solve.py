@@ -27,7 +27,7 @@ CLOSE = 1e-3  # relative gap at which a long search stops
 REACH = 8  # rungs that an exchange moves a ladder
 MOVES = 1000  # of single ladders, that exchanges are made of
 TRIALS = 300  # exchanges that are tried against the costs themselves
-KICKS = 60  # moves that a search starts from again,
+KICKS = 40  # moves that a search starts from again,
 ROUNDS = 2  # and how often, as long as it helps
 BRANCHES = 3000  # partial choices that are looked at in search of a proof
 
