@@ -36,8 +36,9 @@ class Lifetimes:
     def __init__(self, weights: Iterable[Tensor]) -> None:
         self.allocations: list[Allocation] = []
         self.now = 0
-        self._live: dict[int, Allocation | None] = dict.fromkeys(map(_storage, weights))
-        self._watched: dict[int, tuple[weakref.ref[Tensor], Allocation, int]] = {}
+        # Tensors without a storage of their own (sparse ones) go by None, as the model's: they are not counted.
+        self._live: dict[int | None, Allocation | None] = {None: None, **dict.fromkeys(map(_storage, weights))}
+        self._watched: dict[int, tuple[weakref.ref[Tensor], Allocation, int | None]] = {}
         self._stopped = False
 
     def give(self, tensor: Tensor) -> None:
@@ -82,5 +83,8 @@ def _allocation(tensor: Tensor, shape: Shape, born: int) -> Allocation:
     return Allocation(shape, tensor.element_size(), born)
 
 
-def _storage(tensor: Tensor) -> int:
-    return int(tensor.untyped_storage()._cdata)
+def _storage(tensor: Tensor) -> int | None:
+    try:
+        return int(tensor.untyped_storage()._cdata)
+    except NotImplementedError:
+        return None

@@ -88,6 +88,25 @@ def test_peaks_agree_with_storages_before_and_after_a_cut(name: str) -> None:
     assert after == pytest.approx(measured(small, x), rel=1e-3)
 
 
+class Neighbours(nn.Module):
+    """A sparse matrix, kept as a buffer and made anew in the forward pass, which has no storage to look at."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.register_buffer("adjacency", torch.eye(6).to_sparse())
+        self.a, self.b = nn.Linear(8, 16), nn.Linear(16, 4)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = torch.sparse.mm(self.adjacency, self.a(x))
+        return self.b(torch.sparse.mm(torch.eye(6).to_sparse(), x))
+
+
+def test_sparse_tensors_are_not_counted_and_stop_nothing() -> None:
+    graph = surgeon.trace(Neighbours(), torch.randn(6, 8))
+    assert cost.memory(graph).total(graph.initial) > 0
+    assert "sparse" in graph.explain("a")
+
+
 @pytest.mark.parametrize("share", [0.9, 0.7, 0.5])
 def test_memory_budgets_are_kept(share: float) -> None:
     model, x = torchvision.models.resnet18(weights=None), torch.randn(1, 3, 64, 64)
