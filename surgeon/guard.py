@@ -10,7 +10,7 @@ from rich.console import Console
 from rich.table import Table
 from torch import nn
 
-from surgeon.errors import AccuracyDrop, BudgetError, EvaluationError, InfeasibleBudget, NothingPrunable
+from surgeon.errors import AccuracyDrop, BudgetError, EvaluationError, InfeasibleBudget
 from surgeon.evaluation import Evaluate, evaluated
 from surgeon.modules import modes_kept
 
@@ -131,7 +131,7 @@ def nested_plans(make_plans: MakePlans, resolution: float = 0.01) -> list[tuple[
 
     Raises
     ------
-    BudgetError, NothingPrunable, and what ``make_plans`` raises for the mildest budget
+    BudgetError, and what ``make_plans`` raises for the mildest budget
     """
     if not 0 < resolution < 1:
         raise BudgetError(f"resolution={resolution!r} is a share of the original's FLOPs and must be in (0, 1)")
@@ -148,8 +148,6 @@ def nested_plans(make_plans: MakePlans, resolution: float = 0.01) -> list[tuple[
         length = _last(lambda index: _made(make_plans, budgets[: index + 1]) is not None, length) + 1
     plans = plans or make_plans(budgets[: max(1, length)])
     cuts = [(budget, plan) for budget, plan in zip(budgets, plans) if plan.cuts]
-    if not cuts:
-        raise NothingPrunable("no budget of FLOPs cuts anything: none of the model's operations counts any FLOPs")
     cuts.sort(key=lambda pair: -_flops(pair[1]))
     return [pair for pair, after in zip(cuts, [*cuts[1:], None]) if after is None or pair[1].cuts != after[1].cuts]
 

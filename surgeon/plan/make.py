@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING, Any, cast, overload
+from itertools import pairwise
+from typing import TYPE_CHECKING, Any, cast
 
 import numpy as np
 
@@ -40,42 +41,6 @@ COSTS: dict[str, Callable[[DependencyGraph], costs.Cost | costs.Peak]] = {
 }
 
 
-@overload
-def plan(
-    graph: DependencyGraph,
-    scores: Mapping[str, Any],
-    *,
-    flops: Amount = None,
-    params: Amount = None,
-    memory: Amount = None,
-    ratio: float | None = None,
-    scope: str = "global",
-    round_to: int | str = 1,
-    floor: float = 0.1,
-    groups: Mapping[str, Any] | None = None,
-    heads: bool | str = False,
-    uniform: bool = False,
-    losses: Any = None,
-    bounds: Sequence[Budget] = (),
-) -> Plan: ...
-@overload
-def plan(
-    graph: DependencyGraph,
-    scores: Mapping[str, Any],
-    *,
-    flops: Amount | Sequence[float | int | str] = None,
-    params: Amount | Sequence[float | int | str] = None,
-    memory: Amount | Sequence[float | int | str] = None,
-    ratio: float | None = None,
-    scope: str = "global",
-    round_to: int | str = 1,
-    floor: float = 0.1,
-    groups: Mapping[str, Any] | None = None,
-    heads: bool | str = False,
-    uniform: bool = False,
-    losses: Any = None,
-    bounds: Sequence[Budget] = (),
-) -> Plan | list[Plan]: ...
 def plan(
     graph: DependencyGraph,
     scores: Mapping[str, Any],
@@ -128,12 +93,14 @@ def plan(
     if ratio is not None:
         return _by_ratio(graph, found, ratio, {**settings, **targets[0]})
     task = _Task(graph, found, overlaps)
+    asked = [_budgets(graph, target) for target in targets]
+    _check_order(asked)
     plans = []
-    for target in targets:
-        choice = task.under([*_budgets(graph, target), *bounds])
+    for target, budgets in zip(targets, asked):
+        choice = task.under([*budgets, *bounds])
         plans.append(task.write(choice, {**settings, **target}))
         task = task.beyond(choice)
-    listed = any(isinstance(asked, (list, tuple)) for asked in (flops, params, memory))
+    listed = any(isinstance(amount, (list, tuple)) for amount in (flops, params, memory))
     return plans if listed else plans[0]
 
 
@@ -148,11 +115,6 @@ def _targets(asked: Mapping[str, Any]) -> list[dict[str, Any]]:
     lengths = {len(values) for values in lists.values()}
     if len(lengths) != 1 or not lengths - {0}:
         raise BudgetError(f"lists of budgets have to be of one length, not {sorted(map(len, lists.values()))}")
-    for name, values in lists.items():
-        if all(type(v) in (int, float) for v in values) and values != sorted(values, reverse=True):
-            raise BudgetError(
-                f"{name}={values}: write the largest first; each plan goes on where the one before stopped"
-            )
     return [{**asked, **{name: values[i] for name, values in lists.items()}} for i in range(lengths.pop())]
 
 
@@ -196,8 +158,21 @@ def _budgets(graph: DependencyGraph, target: Mapping[str, Any]) -> list[Budget]:
         if asked is None:
             continue
         cost = COSTS[name](graph)
-        budgets.append(Budget(name, cost.merged(), parse_amount(name, asked, cost.total(graph.initial)), str(asked)))
+        whole = cost.total(graph.initial)
+        if not whole:
+            raise NothingPrunable(f"{name}={asked!r}: none of the model's operations counts any FLOPs; use params=")
+        budgets.append(Budget(name, cost.merged(), parse_amount(name, asked, whole), str(asked)))
     return budgets
+
+
+def _check_order(asked: Sequence[Sequence[Budget]]) -> None:
+    for before, after in pairwise(asked):
+        for larger, smaller in zip(before, after):
+            if smaller.limit > larger.limit:
+                raise BudgetError(
+                    f"{larger.name}: {smaller.asked} is more than {larger.asked} before it; write the largest first, "
+                    "as each plan goes on where the one before stopped"
+                )
 
 
 # -- ratio -------------------------------------------------------------------------------------------

@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 from torch import nn
 
 import surgeon
-from surgeon.errors import BudgetError, InfeasibleBudget, PlanMismatch, ScoreError, UnknownLayer
+from surgeon.errors import BudgetError, InfeasibleBudget, NothingPrunable, PlanMismatch, ScoreError, UnknownLayer
 from surgeon.plan import cost
 from surgeon.plan.ladders import kind
 from surgeon.plan.runs import decode, encode
@@ -208,8 +208,27 @@ def test_lists_of_budgets_give_nested_plans() -> None:
 def test_lists_of_unlike_lengths_are_refused() -> None:
     with pytest.raises(BudgetError, match="of one length"):
         planned(flops=[0.8, 0.6], params=[0.7])
-    with pytest.raises(BudgetError, match="largest first"):
-        planned(flops=[0.4, 0.6])
+    for rising in ([0.4, 0.6], ["100K", "200K"], [1000, 0.9]):
+        with pytest.raises(BudgetError, match="largest first"):
+            planned(params=rising)
+
+
+class Scaled(nn.Module):
+    """Nothing here that fvcore counts."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.table, self.scale = nn.Embedding(10, 16), nn.Parameter(torch.ones(16))
+
+    def forward(self, tokens: torch.Tensor) -> torch.Tensor:
+        return (self.table(tokens) * self.scale).sum(-1)
+
+
+def test_a_budget_on_what_a_model_has_none_of_is_refused() -> None:
+    graph = surgeon.trace(Scaled(), torch.arange(5))
+    with pytest.raises(NothingPrunable, match="use params="):
+        surgeon.plan(graph, surgeon.score(graph), flops=0.5)
+    assert surgeon.plan(graph, surgeon.score(graph), params=0.5).totals["params"] == (176, 88)
 
 
 class Towers(nn.Module):
