@@ -262,11 +262,15 @@ class DependencyGraph:
         return max(1, int(dead[place.classes].sum()))
 
     def reductions(self) -> Iterator[tuple[int, str, int, tuple[int, ...], np.ndarray]]:
-        """Yield the calls that sum or normalise along dimensions that may shrink: (call, op, tensor, dims, classes)."""
+        """Yield the calls that sum or normalise along dimensions that may shrink: (call, op, tensor, dims, classes).
+
+        Classes have the sizes of the dimensions for their shape.
+        """
         for op in self.flow.ops:
             for reduction in op.reductions:
                 for family in reduction.shape[1]:
-                    classes = self.solution.class_of[family.labels.reshape(-1).numpy()]
+                    sizes = [family.labels.shape[d] for d in family.dims]
+                    classes = self.solution.class_of[family.labels.reshape(sizes).numpy()]
                     yield op.index, op.name, reduction.position, family.dims, classes
 
     def layer_names(self) -> list[str]:

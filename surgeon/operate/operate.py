@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import os
+from collections.abc import Iterable
 from typing import Any, overload
 
 import torch
@@ -66,17 +67,8 @@ def _named_tensors(model: nn.Module) -> dict[str, Tensor]:
 
 
 def _check(model: nn.Module, tensors: dict[str, Tensor], plan: Plan) -> None:
-    for name, shape in plan.fingerprint.items():
-        if name not in tensors:
-            raise PlanMismatch(f"the plan is for another architecture: this model has no tensor {name!r}")
-        if tuple(tensors[name].shape) != tuple(shape):
-            raise PlanMismatch(
-                f"the plan is for another architecture: {name} is {list(tensors[name].shape)} here, "
-                f"{list(shape)} in the plan"
-            )
-    unknown = {name for name, _ in model.named_parameters()} - set(plan.fingerprint)
-    if unknown:
-        raise PlanMismatch(f"the plan is for another architecture: it does not know {sorted(unknown)[0]!r}")
+    """Refuse a model that is not of the architecture; nothing has been touched so far."""
+    _check_names(model, tensors, plan)
     modules = dict(model.named_modules(remove_duplicate=False))
     for edit in plan.edits:
         found = _read(modules.get(edit.owner), edit)
@@ -87,12 +79,51 @@ def _check(model: nn.Module, tensors: dict[str, Tensor], plan: Plan) -> None:
             )
 
 
-def _read(module: nn.Module | None, edit: Edit) -> Any:
+def _check_names(model: nn.Module, tensors: dict[str, Tensor], plan: Plan) -> None:
+    other = "the plan is for another architecture: "
+    names: dict[int, str] = {}
+    for name, shape in plan.fingerprint.items():
+        if name not in tensors:
+            raise PlanMismatch(f"{other}this model has no tensor {name!r}{prefix_hint(tensors, plan.fingerprint)}")
+        if tuple(tensors[name].shape) != tuple(shape):
+            raise PlanMismatch(f"{other}{name} is {list(tensors[name].shape)} here, {list(shape)} in the plan")
+        twin = names.setdefault(id(tensors[name]), name)
+        if twin != name:
+            raise PlanMismatch(f"{other}{twin} and {name} are one tensor here, and two in the plan")
+    unknown = {name for name, _ in model.named_parameters()} - set(plan.fingerprint)
+    for name in sorted(unknown):
+        if name in plan.tied:
+            raise PlanMismatch(f"{other}{name} is tied to {plan.tied[name]} in the plan, and not in this model")
+        raise PlanMismatch(f"{other}it does not know {name!r}{prefix_hint(tensors, plan.fingerprint)}")
+
+
+def prefix_hint(found: Iterable[str], expected: Iterable[str]) -> str:
+    """Say what names have in front that the expected ones have not, or the other way round; nothing otherwise."""
+    found, expected = set(found), set(expected)
+    if not found or not expected:
+        return ""
+    for wide, narrow, where in ((found, expected, "here"), (expected, found, "in the plan")):
+        # Any name will do to guess from: the guess is held against all of them.
+        ends = min(narrow)
+        for name in sorted(wide):
+            prefix = name[: -len(ends)]
+            if name.endswith(ends) and prefix.endswith((".", "_")) and {prefix + n for n in narrow} <= wide:
+                return f"; names {where} begin with {prefix!r}: " + (
+                    "pass the model inside the wrapper" if where == "here" else "pass the model that holds this one"
+                )
+    return ""
+
+
+def _read(module: nn.Module | None, edit: Edit) -> int | None:
+    """Return the integer that an edit changes, None where there is none; looks it up and calls nothing."""
     try:
         held, name = holder(module, edit.name) if module is not None else ({}, edit.name)
-        return held[name] if edit.index is None else held[name][edit.index]
-    except (AttributeError, KeyError, IndexError, TypeError):
+        value = held[name]
+        if edit.index is not None:
+            value = value[edit.index] if type(value) in (tuple, list, torch.Size) else None
+    except (KeyError, IndexError, TypeError):
         return None
+    return value if isinstance(value, int) and not isinstance(value, bool) else None
 
 
 def _apply(module: nn.Module, edit: Edit) -> None:

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import math
+
 import torch
 from torch import Tensor
 
+from surgeon.errors import PlanMismatch
 from surgeon.plan.plan import Cut, Plan, Scale
 
 
@@ -33,9 +36,18 @@ def select(tensor: Tensor, cut: Cut) -> Tensor:
         for s in cut.selections:
             kept = kept.index_select(s.dims[0], torch.from_numpy(s.keep).to(tensor.device))
     else:
-        kept = tensor.detach()[mask(tensor, cut)].reshape(cut.new_shape)
+        kept = filled(tensor.detach()[mask(tensor, cut)], cut)
     layout = _layout(tensor)
     return kept.contiguous(memory_format=layout)
+
+
+def filled(survivors: Tensor, cut: Cut) -> Tensor:
+    """Return single positions in the shape that they should fill."""
+    if survivors.numel() != math.prod(cut.new_shape):
+        raise PlanMismatch(
+            f"the plan keeps {survivors.numel()} positions of {list(cut.shape)} for {list(cut.new_shape)}"
+        )
+    return survivors.reshape(cut.new_shape)
 
 
 def spread(scale: Scale, tensor: Tensor) -> Tensor:

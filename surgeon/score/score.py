@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from inspect import signature
 from typing import TYPE_CHECKING, Any
 
@@ -47,7 +47,15 @@ CRITERIA: dict[str, Callable[..., dict[str, Tensor]]] = {
 }
 
 
-def score(graph: DependencyGraph, criterion: Criterion = "l1", **options: Any) -> dict[str, Tensor]:
+class Scores(dict[str, Tensor]):
+    """Importance per unit by group name, and the name of the criterion."""
+
+    def __init__(self, values: Mapping[str, Tensor], criterion: str) -> None:
+        super().__init__(values)
+        self.criterion = criterion
+
+
+def score(graph: DependencyGraph, criterion: Criterion = "l1", **options: Any) -> Scores:
     """Return the importance of every unit of every free group, float64 ``[units]`` by group name.
 
     Parameters
@@ -71,7 +79,7 @@ def score(graph: DependencyGraph, criterion: Criterion = "l1", **options: Any) -
                 f"unknown criterion {criterion!r}; choose one of {', '.join(sorted(CRITERIA))}, or pass a callable"
             )
         _check_options(criterion, options)
-        return CRITERIA[criterion](graph, **options)
+        return Scores(CRITERIA[criterion](graph, **options), criterion)
     scores = {}
     for group in graph.free:
         values = torch.as_tensor(criterion(graph, group)).detach().double().cpu()
@@ -81,7 +89,7 @@ def score(graph: DependencyGraph, criterion: Criterion = "l1", **options: Any) -
                 f"which has {len(group.units)} units"
             )
         scores[group.name] = values
-    return scores
+    return Scores(scores, getattr(criterion, "__qualname__", type(criterion).__qualname__))
 
 
 def _check_options(criterion: str, options: dict[str, Any]) -> None:
