@@ -9,6 +9,7 @@ result.recovery   # with data: what was refitted
 """
 
 from surgeon.api import Result, plan, prune, trace
+from surgeon.deploy import load, operate_file, save
 from surgeon.errors import SurgeonError
 from surgeon.labels.rules.custom import rule
 from surgeon.operate import operate
@@ -31,12 +32,15 @@ __all__ = [
     "Sensitivity",
     "SurgeonError",
     "compare",
+    "load",
     "operate",
+    "operate_file",
     "pareto",
     "plan",
     "prune",
     "recover",
     "rule",
+    "save",
     "score",
     "sensitivity",
     "trace",

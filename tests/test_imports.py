@@ -23,7 +23,7 @@ LAYERS = (
     {"labels"},
     {"counts", "groups"},
     {"graph"},
-    {"score", "plan", "operate", "verify", "recover", "report", "guard"},
+    {"score", "plan", "operate", "verify", "recover", "report", "deploy", "guard"},
     {"latency"},
     {"api"},
     {"sensitivity"},
@@ -31,7 +31,7 @@ LAYERS = (
 LAYER_OF = {package: i for i, layer in enumerate(LAYERS) for package in layer}
 
 # What reads a plan needs nothing of what made it.
-AFTER_THE_PLAN = ("operate", "verify", "recover", "report")
+AFTER_THE_PLAN = ("operate", "verify", "recover", "report", "deploy")
 BEFORE_THE_PLAN = {"trace", "labels", "counts", "groups", "graph", "score"}
 
 
@@ -149,12 +149,15 @@ def test_public_names() -> None:
         "Sensitivity",
         "SurgeonError",
         "compare",
+        "load",
         "operate",
+        "operate_file",
         "pareto",
         "plan",
         "prune",
         "recover",
         "rule",
+        "save",
         "score",
         "sensitivity",
         "trace",
