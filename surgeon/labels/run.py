@@ -95,7 +95,11 @@ def tie_widths(space: Space, constraints: Sequence[Constraint]) -> None:
         if len(widths) + len(attributes) == 2:
             equal.setdefault(attributes[0] if attributes else id(constraint), []).extend(widths)
     for same in equal.values():
-        rows = {row.numpy().tobytes(): row for width in same for row in _rows(width.source)}
+        # Most are one width that several layers declare.
+        sources = {(id(w.source.labels), id(w.source.rows)): w.source for w in same}
+        if len(sources) == 1 and next(iter(sources.values())).rows is None:
+            continue
+        rows = {row.numpy().tobytes(): row for source in sources.values() for row in _rows(source)}
         if len(rows) > 1 and len({len(row) for row in rows.values()}) == 1:
             space.balance(torch.stack(list(rows.values())))
 
@@ -156,17 +160,17 @@ def _read(flow: Flow, others: Sequence[Constraint]) -> list[Constraint]:
 def _declared(model: nn.Module, ops: Sequence[Op]) -> list[Constraint]:
     found = []
     modules = dict(model.named_modules())
-    for op in ops:
-        module = modules[op.module]
+    for op in (op for op in ops if op.name.startswith(_DECLARING)):
+        attributes = vars(modules[op.module])
         for name, (side, dim) in _DECLARED.items():
-            if not op.name.startswith(_DECLARING) or type(vars(module).get(name)) is not int:
+            if type(attributes.get(name)) is not int:
                 continue
             shape = op.operands[0] if side == "operand" else op.results[0]
             if shape is None or not shape[0]:
                 continue
             channel = dim if dim < 0 or op.name == "batch_norm" else _channel_dim(op, side)
             width = extent(shape[0], shape[1], channel % len(shape[0]))
-            if isinstance(width, Extent) and width.size == vars(module)[name]:
+            if isinstance(width, Extent) and width.size == attributes[name]:
                 found.append(Constraint(Attribute(op.module, name), Width(width, width.size), op.index, name))
     return found
 
