@@ -131,7 +131,7 @@ def untouched(model: nn.Module) -> Iterator[None]:
 
 @contextmanager
 def uncollected() -> Iterator[None]:
-    """Pause the search for reference cycles: facts about labels pile up, and none of them is garbage.
+    """Pause the search for reference cycles: facts and records pile up, and none of them is garbage.
 
     Activations go when their last reference does, as always.
     """

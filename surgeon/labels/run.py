@@ -10,7 +10,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from surgeon.errors import SurgeonError, TraceError, UnknownLayer
+from surgeon.errors import TraceError, UnknownLayer
+from surgeon.labels.auxiliary import auxiliary
 from surgeon.labels.family import Extent, extent
 from surgeon.labels.flow import Flow
 from surgeon.labels.ops import Op
@@ -68,7 +69,7 @@ def run(model: nn.Module, example_inputs: Any, keep: Iterable[Any] = ()) -> Run:
     flow.take(output)
     flow.lifetimes.stop()
     main, outputs = len(flow.ops), set(flow.outputs)
-    entries = _auxiliary(model, example_inputs, flow, calls, entries)
+    entries = auxiliary(model, example_inputs, flow, calls, entries)
     rescaled, stuck = rescalings(flow, main)
     _keep(model, flow, keep)
     constraints = _constraints(flow, entries) + _declared(model, flow.ops)
@@ -120,18 +121,6 @@ def _rows(width: Extent) -> list[Tensor]:
     if width.rows is None:
         return [width.labels.reshape(-1).sort().values]
     return list(width.labels.reshape(width.rows.numel(), -1))
-
-
-def _auxiliary(model: nn.Module, example_inputs: Any, flow: Flow, calls: int, entries: Ledger) -> Ledger:
-    unused = [name for name, value in flow.leaves.items() if value.unbound and name in dict(model.named_parameters())]
-    if not unused:
-        return entries
-    try:
-        output, more, _ = record(model, example_inputs, flow, training=True, start=calls)
-    except SurgeonError:
-        return entries
-    flow.take(output)
-    return Ledger(entries.comparisons + more.comparisons, entries.escapes + more.escapes, entries.powers + more.powers)
 
 
 def _constraints(flow: Flow, entries: Ledger) -> list[Constraint]:

@@ -12,7 +12,7 @@ from torch.export import ExportedProgram
 
 from surgeon.errors import PlanMismatch, SurgeonError, UnsupportedModel
 from surgeon.exported import Program, rebuild
-from surgeon.modules import Model, bare, holder, records
+from surgeon.modules import Model, bare, holder, records, uncollected
 from surgeon.operate.select import factors, select, shrunk
 from surgeon.plan.plan import Edit, Plan
 
@@ -21,6 +21,7 @@ from surgeon.plan.plan import Edit, Plan
 def operate(model: nn.Module, plan: Plan, *, inplace: bool = False) -> nn.Module: ...
 @overload
 def operate(model: ExportedProgram | str | os.PathLike[str], plan: Plan) -> ExportedProgram: ...
+@uncollected()
 def operate(model: Model, plan: Plan, *, inplace: bool = False) -> nn.Module | ExportedProgram:
     """Return a smaller model of the same class; the original is untouched unless ``inplace``.
 

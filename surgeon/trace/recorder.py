@@ -66,6 +66,9 @@ class Call:
         return f"{self.name} in {self.module or 'the model'} ({source_line(self.location)})"
 
 
+Recall = Callable[[str, nn.Module, tuple[Any, ...]], Any]
+
+
 class Listener(Protocol):
     """What the recorder tells: each call, and the question how large a tensor is."""
 
@@ -197,16 +200,18 @@ class _Recording:
         return f"{module or 'the model'}, {source_line(location)}"
 
     @contextmanager
-    def following(self) -> Iterator[None]:
+    def following(self, recall: Recall | None = None) -> Iterator[None]:
         """Keep count of the module that runs; hooks on all modules would tell too, at several times the cost."""
         names, stack, thread, called = self.names, self.stack, get_ident(), nn.Module.__call__
 
         def call(module: nn.Module, *args: Any, **kwargs: Any) -> Any:
             if get_ident() != thread:  # the class is everybody's
                 return called(module, *args, **kwargs)
-            stack.append(names.get(id(module), stack[-1] if stack else ""))
+            path = names.get(id(module), stack[-1] if stack else "")
+            stack.append(path)
             try:
-                return called(module, *args, **kwargs)
+                known = _recalled(recall, path, module, args) if recall is not None and not kwargs else None
+                return called(module, *args, **kwargs) if known is None else known
             finally:
                 stack.pop()
 
@@ -217,14 +222,26 @@ class _Recording:
             nn.Module.__call__ = called  # type: ignore[method-assign]
 
 
+def _recalled(recall: Recall, path: str, module: nn.Module, args: tuple[Any, ...]) -> Any:
+    with torch._C.DisableTorchFunction():  # what it does is no part of the model
+        return recall(path, module, args)
+
+
 def record(
-    model: nn.Module, example_inputs: Any, listener: Listener, *, training: bool = False, start: int = 0
+    model: nn.Module,
+    example_inputs: Any,
+    listener: Listener,
+    *,
+    training: bool = False,
+    start: int = 0,
+    recall: Recall | None = None,
 ) -> tuple[Any, Ledger, int]:
     """Run the model once under the recorder.
 
     The forward runs without gradients and in eval mode. ``training=True`` puts the modules that
     only hold others in training mode (so that their auxiliary branches run), while layers with state of their
-    own, such as batch norm and dropout, stay in eval mode.
+    own, such as batch norm and dropout, stay in eval mode. ``recall(path, module, args)`` may give the result of a
+    module, which then does not run.
 
     Returns the model's output, the ledger of size comparisons and escapes, and the number of calls.
     Raises TraceError when the forward fails.
@@ -238,7 +255,7 @@ def record(
             module.training = training and bool(module._modules)
         track_attributes(model)
         try:
-            with torch.no_grad(), ledger(entries), tracked_roots(), recording.following(), intercept(recording):
+            with torch.no_grad(), ledger(entries), tracked_roots(), recording.following(recall), intercept(recording):
                 output = model(*args, **kwargs)
         except SurgeonError:
             raise
