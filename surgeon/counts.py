@@ -85,7 +85,10 @@ class Counts:
 
     def _lowered(self, shape: Shape) -> tuple[int | Counted, ...]:
         sizes, families = shape
-        return tuple(self.dim(extent(sizes, families, dim)) for dim in range(len(sizes)))
+        varying = {dim for family in families for dim in family.dims}
+        return tuple(
+            self.dim(extent(sizes, families, dim)) if dim in varying else size for dim, size in enumerate(sizes)
+        )
 
     def matrix(self) -> sparse.csr_matrix:
         """Return how often each class occurs in each width, ``[widths, classes]``."""

@@ -63,8 +63,9 @@ class DependencyGraph:
         self.shapes = {
             name: self.counts.shape((value.shape, tuple(value.families))) for name, value in flow.leaves.items()
         }
-        self.parameters = {name for name, _ in model.named_parameters()}
-        self.aliases = _aliases(model, self.shapes)
+        named = dict(model.named_parameters(remove_duplicate=False))
+        self.aliases = _aliases({**named, **dict(model.named_buffers(remove_duplicate=False))})
+        self.parameters = {name for name in named if self.aliases[name] == name}
         live = needed(flow.ops, flow.outputs)
         self.nodes = [self._lower(op, i in live) for i, op in enumerate(flow.ops)]
         self.allocations = [self._held(allocation) for allocation in flow.lifetimes.allocations]
@@ -344,14 +345,10 @@ def _current(modules: Mapping[str, nn.Module], attribute: Attribute) -> int | No
         return None
 
 
-def _aliases(model: nn.Module, shapes: Mapping[str, Any]) -> dict[str, str]:
-    """Map every name of a tied parameter to the one under which it was recorded."""
+def _aliases(tensors: Mapping[str, Tensor]) -> dict[str, str]:
+    """Map every name of a tied tensor to its first, under which it was recorded."""
     first: dict[int, str] = {}
-    names: dict[str, str] = {}
-    tensors = [*model.named_parameters(remove_duplicate=False), *model.named_buffers(remove_duplicate=False)]
-    for name, tensor in tensors:
-        names[name] = first.setdefault(id(tensor), name)
-    return names
+    return {name: first.setdefault(id(tensor), name) for name, tensor in tensors.items()}
 
 
 def _layer_graph(model: nn.Module, graph: DependencyGraph) -> nx.DiGraph:

@@ -9,7 +9,7 @@ from functools import lru_cache
 
 from torch import Tensor
 
-from surgeon.labels.family import Extent, Family, Value, bind_leaf, build, extent, fuse, make_solid, project
+from surgeon.labels.family import Extent, Family, Value, assembled, bind_leaf, build, extent, fuse, make_solid, project
 from surgeon.labels.meet import Frame, distinct, meet
 from surgeon.labels.notation import Notation, Token
 from surgeon.labels.space import Space
@@ -257,5 +257,5 @@ def _to_dims(space: Space, family: Family, side: Side, layout: Layout) -> list[F
             shape.append(math.prod(sizes))
         return labels.expand(full).reshape(shape)
 
-    parents = [Family(run(p.labels)) for p in family.parents]
-    return build(space, run(family.labels), parents)
+    # Several letters become one dimension: what varied along one of them varies along it.
+    return assembled(space, run(family.labels), [Family(run(p.labels)) for p in family.parents])

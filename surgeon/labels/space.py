@@ -149,8 +149,8 @@ class Space:
         self.meetings.append(Meeting(flat(cells), wide, self.at))
 
     def _imply(self, cells: Tensor, parents: Tensor) -> None:
-        parent = parents[:, None].expand(cells.shape)
-        self.implications.append(Implication(flat(cells), flat(parent), self.at))
+        parent = np.repeat(flat(parents), cells.shape[1])
+        self.implications.append(Implication(flat(cells), parent, self.at))
 
 
 def flat(labels: Tensor) -> np.ndarray:
