@@ -220,9 +220,7 @@ class _Task:
         require_reachable(self._left([len(ladder.rungs) - 1 for ladder in self.ladders]), budgets)
         for _ in range(20):
             choice = solve(Problem(self.graph.initial, self.ladders, self.overlaps, budgets))
-            bound = (
-                choice.bound if bound is None else bound
-            )  # not that of a tighter limit
+            bound = choice.bound if bound is None else bound  # not that of a tighter limit
             counts = self._left(choice.rungs)
             left = [budget.cost.total(counts) for budget in budgets]
             if all(have <= limit for have, limit in zip(left, limits)):
