@@ -73,19 +73,8 @@ def filled(model: nn.Module, contents: Contents, stored: Mapping[str, Any], read
     _add_biases(model, contents)
     found = named_tensors(model)
     sources = _sources(found, contents, stored)
-    found = {name: tensor for name, tensor in found.items() if name in sources}
     tensors = read(dict.fromkeys(sources.values()))
-    first: dict[int, str] = {}
-    for name, key in sources.items():
-        _check(name, found[name], tensors[key])
-        twin = first.setdefault(id(found[name]), key)
-        if twin != key and not torch.equal(tensors[twin], tensors[key]):
-            raise FileError(f"{key} and {twin} are one tensor in the model, and two different ones in the file")
-    extra = sorted(stored.keys() - sources.values())
-    if extra:
-        raise FileError(
-            f"the file has {extra[0]!r:.80}, which the model has not; is it of another version of the class?"
-        )
+    _check(found, sources, tensors)
     new: dict[str, Tensor] = {}
     places: dict[int, Tensor] = {}
     for name, key in sources.items():
@@ -113,7 +102,7 @@ def _add_biases(model: nn.Module, contents: Contents) -> None:
         layer.register_parameter("bias", nn.Parameter(bias, requires_grad=layer.weight.requires_grad))
 
 
-def _sources(found: Mapping[str, Tensor], contents: Contents, stored: Container[str]) -> dict[str, str]:
+def _sources(found: Mapping[str, Tensor], contents: Contents, stored: Mapping[str, Any]) -> dict[str, str]:
     """Return which tensor of the file each name of the model stands for.
 
     Buffers that no state dict holds may be missing: they are as the factory made them, and cut.
@@ -131,15 +120,25 @@ def _sources(found: Mapping[str, Tensor], contents: Contents, stored: Container[
             sources[name] = by_tensor[id(found[name])]
         elif name not in contents.plan.transient or found[name].is_meta:
             raise FileError(f"the file has no tensor for {name!r} of the model; is it of another version of the class?")
+    extra = sorted(stored.keys() - sources.values())
+    if extra:
+        raise FileError(f"the file has {extra[0]!r:.80}, which the model has not; is it of another version of it?")
     return sources
 
 
-def _check(name: str, tensor: Tensor, value: Tensor) -> None:
-    if tensor.shape != value.shape:
-        raise FileError(f"{name} is {list(value.shape)} in the file, {list(tensor.shape)} in the model")
-    # A model may have been cast, so floats of any width fit; anything else means another kind of tensor.
-    if tensor.dtype != value.dtype and not (tensor.is_floating_point() and value.is_floating_point()):
-        raise FileError(f"{name} is {value.dtype} in the file, {tensor.dtype} in the model")
+def _check(found: Mapping[str, Tensor], sources: Mapping[str, str], tensors: Mapping[str, Tensor]) -> None:
+    """Refuse other shapes and types, and what is one tensor in the model and two different ones in the file."""
+    first: dict[int, str] = {}
+    for name, key in sources.items():
+        tensor, value = found[name], tensors[key]
+        if tensor.shape != value.shape:
+            raise FileError(f"{name} is {list(value.shape)} in the file, {list(tensor.shape)} in the model")
+        # A model may have been cast, so floats of any width fit; anything else means another kind of tensor.
+        if tensor.dtype != value.dtype and not (tensor.is_floating_point() and value.is_floating_point()):
+            raise FileError(f"{name} is {value.dtype} in the file, {tensor.dtype} in the model")
+        twin = first.setdefault(id(tensor), key)
+        if twin != key and not torch.equal(tensors[twin], value):
+            raise FileError(f"{key} and {twin} are one tensor in the model, and two different ones in the file")
 
 
 def _put(tensor: Tensor, value: Tensor) -> Tensor:
