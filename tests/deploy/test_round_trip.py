@@ -30,7 +30,7 @@ TRANSFORMERS = {
 }
 
 QUICK = {"resnet18", "shufflenet_v2_x0_5", "mobilenet_v3_small", "squeezenet1_0", "googlenet"}
-QUICK |= {"timm/test_vit", "transformers/gpt2", "transformers/t5", *list(MODELS)[::4]}
+QUICK |= {"timm/test_vit", "transformers/gpt2", "transformers/t5", *(f"by_hand/{name}" for name in list(MODELS)[::4])}
 
 
 def published(name: str) -> tuple[Callable[[], nn.Module], Any]:
@@ -38,11 +38,7 @@ def published(name: str) -> tuple[Callable[[], nn.Module], Any]:
     return constructor, torch.randn(1, 3, side, side)
 
 
-def hand_written(name: str) -> tuple[Callable[[], nn.Module], Any]:
-    return lambda: MODELS[name]()[0], MODELS[name]()[1]
-
-
-def transformer(name: str) -> tuple[Callable[[], nn.Module], Any]:
+def collected(name: str) -> tuple[Callable[[], nn.Module], Any]:
     collection, entry = name.split("/")
     make = entries(collection)[entry]
     return lambda: make()[0], make()[1]
@@ -50,8 +46,8 @@ def transformer(name: str) -> tuple[Callable[[], nn.Module], Any]:
 
 CASES = {
     **{name: published for name in NETWORKS},
-    **{name: hand_written for name in MODELS},
-    **{f"{kind}/{name}": transformer for kind, names in TRANSFORMERS.items() for name in names},
+    **{f"by_hand/{name}": collected for name in MODELS},
+    **{f"{kind}/{name}": collected for kind, names in TRANSFORMERS.items() for name in names},
 }
 
 
