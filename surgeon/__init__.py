@@ -11,7 +11,7 @@ result.recovery   # with data: what was refitted
 from surgeon.api import Result, plan, prune, trace
 from surgeon.errors import SurgeonError
 from surgeon.labels.rules.custom import rule
-from surgeon.operate import operate
+from surgeon.operate import migrate, operate
 from surgeon.plan import Pareto, Plan, pareto
 from surgeon.recover import Recovery, recover
 from surgeon.report import Report, compare
@@ -31,6 +31,7 @@ __all__ = [
     "Sensitivity",
     "SurgeonError",
     "compare",
+    "migrate",
     "operate",
     "pareto",
     "plan",

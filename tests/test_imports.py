@@ -149,6 +149,7 @@ def test_public_names() -> None:
         "Sensitivity",
         "SurgeonError",
         "compare",
+        "migrate",
         "operate",
         "pareto",
         "plan",

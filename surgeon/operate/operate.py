@@ -13,6 +13,7 @@ from torch.export import ExportedProgram
 from surgeon.errors import PlanMismatch, SurgeonError, UnsupportedModel
 from surgeon.exported import Program, rebuild
 from surgeon.modules import Model, bare, holder, records
+from surgeon.operate.lineage import remember
 from surgeon.operate.select import factors, select, shrunk
 from surgeon.plan.plan import Edit, Plan
 
@@ -40,7 +41,7 @@ def operate(model: Model, plan: Plan, *, inplace: bool = False) -> nn.Module | E
     model = bare(model)
     if inplace and isinstance(model, Program):
         raise UnsupportedModel("an exported program can't be cut in place; use what operate returns")
-    tensors = _named_tensors(model)
+    tensors, before = _named_tensors(model), dict(model.named_parameters())
     _check(model, tensors, plan)
     new = {id(tensors[name]): _cut(tensors[name], plan, name) for name in plan.cuts}
     if inplace:
@@ -56,7 +57,10 @@ def operate(model: Model, plan: Plan, *, inplace: bool = False) -> nn.Module | E
     for module in modules.values():
         if isinstance(module, nn.RNNBase):
             module._init_flat_weights()  # a list of its parameters, laid out as one piece on a GPU
-    return rebuild(small) if isinstance(small, Program) else small
+    if isinstance(small, Program):
+        return rebuild(small)
+    remember(before, small, plan, inplace)
+    return small
 
 
 def _named_tensors(model: nn.Module) -> dict[str, Tensor]:
