@@ -9,6 +9,7 @@ result.recovery   # with data: what was refitted
 """
 
 from surgeon.api import Result, plan, prune, trace
+from surgeon.deploy import Exported, export
 from surgeon.errors import SurgeonError
 from surgeon.labels.rules.custom import rule
 from surgeon.operate import migrate, operate
@@ -22,6 +23,7 @@ from surgeon.verify import Proof, verify
 __version__ = "0.1.0"
 
 __all__ = [
+    "Exported",
     "Pareto",
     "Plan",
     "Proof",
@@ -31,6 +33,7 @@ __all__ = [
     "Sensitivity",
     "SurgeonError",
     "compare",
+    "export",
     "migrate",
     "operate",
     "pareto",

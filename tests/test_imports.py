@@ -26,7 +26,7 @@ LAYERS = (
     {"score", "plan", "operate", "verify", "recover", "report", "guard"},
     {"latency"},
     {"api"},
-    {"sensitivity"},
+    {"sensitivity", "deploy"},
 )
 LAYER_OF = {package: i for i, layer in enumerate(LAYERS) for package in layer}
 
@@ -140,6 +140,7 @@ def test_types_only_imports_are_told_apart(tmp_path: Path) -> None:
 
 def test_public_names() -> None:
     assert surgeon.__all__ == [
+        "Exported",
         "Pareto",
         "Plan",
         "Proof",
@@ -149,6 +150,7 @@ def test_public_names() -> None:
         "Sensitivity",
         "SurgeonError",
         "compare",
+        "export",
         "migrate",
         "operate",
         "pareto",
