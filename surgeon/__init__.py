@@ -9,6 +9,7 @@ result.recovery   # with data: what was refitted
 """
 
 from surgeon.api import Result, plan, prune, trace
+from surgeon.convert import plan_from_history, plan_from_pair, plan_from_zeros
 from surgeon.deploy import Exported, export
 from surgeon.errors import SurgeonError
 from surgeon.labels.rules.custom import rule
@@ -38,6 +39,9 @@ __all__ = [
     "operate",
     "pareto",
     "plan",
+    "plan_from_history",
+    "plan_from_pair",
+    "plan_from_zeros",
     "prune",
     "recover",
     "rule",

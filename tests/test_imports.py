@@ -26,7 +26,7 @@ LAYERS = (
     {"score", "plan", "operate", "verify", "recover", "report", "guard"},
     {"latency"},
     {"api"},
-    {"sensitivity", "deploy"},
+    {"convert", "deploy", "sensitivity"},
 )
 LAYER_OF = {package: i for i, layer in enumerate(LAYERS) for package in layer}
 
@@ -155,6 +155,9 @@ def test_public_names() -> None:
         "operate",
         "pareto",
         "plan",
+        "plan_from_history",
+        "plan_from_pair",
+        "plan_from_zeros",
         "prune",
         "recover",
         "rule",

@@ -129,14 +129,16 @@ def _write(kind: Format, model: Exportable, inputs: Inputs, dynamic: Dynamic, pa
         raise
     except Exception as error:
         hint = "; dynamic=False writes it for the shapes of the example alone" if shapes is not None else ""
-        raise ExportError(
-            f"torch can't write {type(model).__name__} as {kind} ({type(error).__name__}: {_first_line(error)}){hint}"
-        ) from error
+        raise ExportError(f"torch can't write {type(model).__name__} as {kind} ({_reason(error)}){hint}") from error
     return free
 
 
-def _first_line(error: Exception) -> str:
-    return next((line for line in str(error).splitlines() if line.strip()), "").strip()
+def _reason(error: BaseException) -> str:
+    """Return kind and first line of what an error comes from: exporters wrap it, with advice for their own users."""
+    while error.__cause__ is not None:
+        error = error.__cause__
+    line = next((line for line in str(error).splitlines() if line.strip()), "").strip()
+    return f"{type(error).__name__}: {line}"
 
 
 def _opened(kind: Format, path: Path) -> Runner:
@@ -146,7 +148,7 @@ def _opened(kind: Format, path: Path) -> Runner:
         raise
     except Exception as error:
         raise ExportError(
-            f"{kind}: the file that torch wrote can't be loaded ({type(error).__name__}: {_first_line(error)}); where "
+            f"{kind}: the file that torch wrote can't be loaded ({_reason(error)}); where "
             "an operator is missing for a type, convert the model, for example by model.float()"
         ) from error
 
@@ -181,8 +183,8 @@ def _compared(
         raise
     except Exception as error:
         raise ExportError(
-            f"{kind}: the file does not run on {name} inputs, {inputs} ({type(error).__name__}: "
-            f"{_first_line(error)}); dynamic=False writes it for the shapes of the example alone"
+            f"{kind}: the file does not run on {name} inputs, {inputs} ({_reason(error)}); "
+            " dynamic=False writes it for the shapes of the example alone"
         ) from error
     if len(found) != len(expected):
         raise ExportError(f"{kind}: the file returns {len(found)} tensors, the model {len(expected)}")
