@@ -62,13 +62,20 @@ class Matching:
         self._count_all()
         infer(self.state)
         names = sorted((n for n in self.axes if n in self.after), key=lambda n: self.before[n].numel())
+        known: dict[str, bytes] = {}
         for crowded in (False, True):
             settled = False
             while not settled:
                 before = self.state.copy()
                 for name in names:
-                    if len(self._open(name)) > 1 <= crowded or len(self._open(name)) == 1:
-                        self._match(name)
+                    here = b"".join(self.state[axis.classes].tobytes() for axis in self.axes[name])
+                    many = len(self._open(name))
+                    if not many or (many > 1 and not crowded) or known.get(name) == here:
+                        continue
+                    known[name] = here
+                    last = self.state.copy()
+                    self._match(name)
+                    if not np.array_equal(last, self.state):
                         infer(self.state)
                         self._count_all()
                         infer(self.state)

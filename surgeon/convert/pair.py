@@ -111,6 +111,7 @@ def _coupled_axes(
     graph: DependencyGraph, before: Mapping[str, Tensor], after: Mapping[str, Tensor]
 ) -> dict[str, list[Axis]]:
     axes: dict[str, list[Axis]] = {}
+    widths: dict[bytes, tuple[Any, int]] = {}
     for place in graph.places:
         axes.setdefault(place.parameter, []).append(Axis(place.parameter, place.dims, place.classes))
         left = prod(after[place.parameter].shape[d] for d in place.dims)
@@ -120,6 +121,13 @@ def _coupled_axes(
             raise ConvertError(
                 f"{place} shrank from {len(place.classes)} to {left}, and surgeon takes {stay} positions to stay: "
                 f"{reason}; without example_inputs the plan only replays, and takes anything"
+            )
+        other, width = widths.setdefault(np.sort(place.classes).tobytes(), (place, left))
+        if width != left:
+            raise ConvertError(
+                f"{place} has {left} positions left, and {other}, which is coupled with it, {width}: the pruned model is "
+                "not consistent, as where a head that only training uses was left as it was; without example_inputs "
+                "the plan only replays, and takes anything"
             )
     for name, old in before.items():
         covered = {d for axis in axes.get(name, ()) for d in axis.dims}
