@@ -79,8 +79,8 @@ def main() -> None:
         )
     notes = [
         " ".join(__doc__.partition("\n\n")[2].split()),
-        f"Batch {options.batch}, {options.side} pixels, {found.runs} rounds, {found.threads} threads, {options.clock} clock; the files are "
-        f"within {max(differences):.1e} of the models.",
+        f"Batch {options.batch}, {options.side} pixels, {found.runs} rounds, {found.threads} threads, {options.clock} "
+        f"clock; the files are within {max(differences):.1e} of the models.",
     ]
     publish(options.name, "ResNet-50 at half of its FLOPs in ONNX Runtime", rows, notes)
 

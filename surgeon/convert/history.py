@@ -14,7 +14,7 @@ from torch import nn
 from surgeon.api import trace
 from surgeon.convert.pair import matched, tensors
 from surgeon.errors import ConvertError
-from surgeon.modules import bare, untouched
+from surgeon.modules import bare
 from surgeon.plan.plan import Plan
 
 
@@ -49,7 +49,7 @@ def plan_from_history(
     whole, pruned = copy.deepcopy(model), copy.deepcopy(model).requires_grad_(True)
     _number(whole)
     try:
-        with warnings.catch_warnings(), torch.enable_grad(), untouched(model):
+        with warnings.catch_warnings(), torch.enable_grad(), torch.random.fork_rng(devices=[]):
             warnings.simplefilter("ignore")
             dependencies = torch_pruning.DependencyGraph()
             dependencies.build_dependency(pruned, example_inputs=example_inputs, verbose=False)

@@ -125,8 +125,8 @@ def _coupled_axes(
         other, width = widths.setdefault(np.sort(place.classes).tobytes(), (place, left))
         if width != left:
             raise ConvertError(
-                f"{place} has {left} positions left, and {other}, which is coupled with it, {width}: the pruned model is "
-                "not consistent, as where a head that only training uses was left as it was; without example_inputs "
+                f"{place} has {left} positions left, and {other}, which is coupled with it, {width}: the pruned model "
+                "is not consistent, as where a head that only training uses was left as it was; without example_inputs "
                 "the plan only replays, and takes anything"
             )
     for name, old in before.items():

@@ -224,6 +224,28 @@ def test_what_surgeon_pins_is_named() -> None:
     assert replayed(plan, model).last.out_features == 3 and torch.equal(replayed(plan, model)(x), small(x))
 
 
+class Auxiliary(Perceptron):
+    """A second head that only training runs, as in GoogLeNet: tools that look at eval mode leave it as it was."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.aux = nn.Linear(10, 4)
+
+    def forward(self, x: Tensor) -> Any:
+        h = torch.relu(self.first(x))
+        return (self.last(h), self.aux(h)) if self.training else self.last(h)
+
+
+def test_a_head_that_was_left_as_it_was_is_named() -> None:
+    model, x = Auxiliary().eval(), torch.randn(2, 6)
+    small = surgeon.operate(model, random_plan(model, x))
+    assert small.aux.in_features < 10
+    small.aux = copy.deepcopy(model.aux)
+    with pytest.raises(ConvertError, match=r"aux\.weight dim 1 has 10 positions left.*not consistent"):
+        surgeon.plan_from_pair(model, small, x)
+    assert torch.equal(replayed(surgeon.plan_from_pair(model, small), model)(x), small(x))
+
+
 def test_identical_models_give_an_empty_plan() -> None:
     model, x = Residual(), image()
     for inputs in (None, x):
