@@ -13,6 +13,9 @@ SurgeonError
 ├── RecoverError        compensation that can't be made, such as for a model whose calls changed with the cut
 ├── PlanMismatch        the plan was made for another architecture, or is malformed; names the tensor
 ├── FileError           a file that is damaged, incomplete or hostile, or can't be written
+├── MigrateError        an optimizer's state that can't follow a cut
+├── ConvertError        what another tool left that can't be read as a plan; says which values are ambiguous
+├── ExportError         a file that can't be written, or that computes something else than the model
 ├── VerificationError   the small model does not compute what the masked original computes
 ├── EvaluationError     ``evaluate`` or ``finetune`` failed, or gave no finite number; names the cut
 ├── AccuracyDrop        no cut stays within ``max_drop``; says how close one came
@@ -38,6 +41,9 @@ __all__ = [
     "RecoverError",
     "PlanMismatch",
     "FileError",
+    "MigrateError",
+    "ConvertError",
+    "ExportError",
     "VerificationError",
     "EvaluationError",
     "AccuracyDrop",
@@ -100,6 +106,18 @@ class PlanMismatch(SurgeonError):
 
 class FileError(SurgeonError):
     """A file can't be read, is not what it should be, or can't be written."""
+
+
+class MigrateError(SurgeonError):
+    """An optimizer's state that can't follow a cut."""
+
+
+class ConvertError(SurgeonError):
+    """What another tool left that can't be read as a plan."""
+
+
+class ExportError(SurgeonError):
+    """A file that can't be written, or that computes something else than the model."""
 
 
 class VerificationError(SurgeonError):

@@ -23,10 +23,10 @@ LAYERS = (
     {"labels"},
     {"counts", "groups"},
     {"graph"},
-    {"score", "plan", "operate", "verify", "recover", "report", "deploy", "guard"},
+    {"score", "plan", "operate", "verify", "recover", "report", "guard"},
     {"latency"},
     {"api"},
-    {"sensitivity"},
+    {"convert", "deploy", "sensitivity"},
 )
 LAYER_OF = {package: i for i, layer in enumerate(LAYERS) for package in layer}
 
@@ -140,6 +140,7 @@ def test_types_only_imports_are_told_apart(tmp_path: Path) -> None:
 
 def test_public_names() -> None:
     assert surgeon.__all__ == [
+        "Exported",
         "Pareto",
         "Plan",
         "Proof",
@@ -149,11 +150,16 @@ def test_public_names() -> None:
         "Sensitivity",
         "SurgeonError",
         "compare",
+        "export",
         "load",
+        "migrate",
         "operate",
         "operate_file",
         "pareto",
         "plan",
+        "plan_from_history",
+        "plan_from_pair",
+        "plan_from_zeros",
         "prune",
         "recover",
         "rule",
