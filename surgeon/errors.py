@@ -3,6 +3,7 @@
 SurgeonError
 ├── TraceError          the forward pass could not be recorded
 ├── UnsupportedModel    the object is not a module that can be recorded (scripted, ...)
+├── ModelNotFound       a name, path or factory on the command line that leads to no model; lists the nearest
 ├── NothingPrunable     no group is free; lists why for each layer
 ├── UnknownLayer        a name in ``keep`` or ``groups`` matches no layer; lists the nearest
 ├── BudgetError         a ratio or budget is malformed or out of range
@@ -31,6 +32,7 @@ __all__ = [
     "SurgeonError",
     "TraceError",
     "UnsupportedModel",
+    "ModelNotFound",
     "NothingPrunable",
     "UnknownLayer",
     "BudgetError",
@@ -61,6 +63,10 @@ class TraceError(SurgeonError):
 
 class UnsupportedModel(SurgeonError):
     """The object given as a model can't be recorded."""
+
+
+class ModelNotFound(SurgeonError):
+    """A name, path or factory leads to no model."""
 
 
 class NothingPrunable(SurgeonError):

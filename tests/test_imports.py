@@ -27,6 +27,8 @@ LAYERS = (
     {"latency"},
     {"api"},
     {"convert", "deploy", "sensitivity"},
+    {"cli"},
+    {"__main__"},
 )
 LAYER_OF = {package: i for i, layer in enumerate(LAYERS) for package in layer}
 
