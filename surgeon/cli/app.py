@@ -78,6 +78,9 @@ class Commands(TyperGroup):
         if isinstance(error, SurgeonError):
             note(f"error: {error}")
             raise typer.Exit(DISPROVED if isinstance(error, VerificationError) else REFUSED)
+        if isinstance(error, OSError):
+            note(f"error: {error}")
+            raise typer.Exit(REFUSED)
         note("".join(traceback.format_exception(error)).rstrip())
         note("error: unexpected, in surgeon or in code that the model runs; the traceback is above")
         raise typer.Exit(FAILED)

@@ -14,7 +14,7 @@ from torch import nn
 from surgeon.api import plan as make_plan
 from surgeon.api import trace
 from surgeon.cli import options
-from surgeon.cli.answer import Answer, dumps, step
+from surgeon.cli.answer import Answer, dumps, note, step
 from surgeon.cli.folder import published, require_free
 from surgeon.cli.small import PLAN, PROGRAM, WEIGHTS, Subject, subject
 from surgeon.deploy import export, save
@@ -125,7 +125,7 @@ def _written(out: Path, given: Subject, small: Any, made: Plan, proof: Proof, re
     facts: dict[str, Any] = {"model": given.reference.text, **figures(made, proof)}
     with published(out) as folder:
         with step("writing"):
-            _save(small, made, folder, given.inputs)
+            reason = _save(small, made, folder, given)
         if onnx:
             try:
                 with step("exporting to ONNX"):
@@ -135,10 +135,12 @@ def _written(out: Path, given: Subject, small: Any, made: Plan, proof: Proof, re
                 failed = error
         text = f"{made}\n{proof}\n{report}"
         (folder / "report.txt").write_text(text, encoding="utf-8")
-        facts |= {"onnx": exported, "report": asdict(report)}
+        facts |= {"onnx": exported, "needs_plan": reason, "report": asdict(report)}
         (folder / "report.json").write_text(dumps(facts) + "\n", encoding="utf-8")
         made.save(folder / PLAN)
         files = sorted(path.name for path in folder.iterdir())
+    if reason:
+        note(f"{out} loads with surgeon.load({str(out)!r}), and not with from_pretrained: {reason}")
     if failed is not None:
         raise ExportError(f"{failed}; everything else is in {out}, and --no-onnx leaves this file out") from failed
     sizes = ", ".join(f"{name} ({(out / name).stat().st_size / 1e6:.3g} MB)" for name in files)
@@ -146,13 +148,15 @@ def _written(out: Path, given: Subject, small: Any, made: Plan, proof: Proof, re
     return Answer(document, (str(made), str(proof), report, f"{out}: {sizes}"))
 
 
-def _save(small: Any, made: Plan, folder: Path, inputs: Any) -> None:
+def _save(small: Any, made: Plan, folder: Path, given: Subject) -> str:
+    """Write the weights; return why a folder of transformers loads with ``surgeon.load`` only, if it does."""
     if not isinstance(small, nn.Module):
         torch.export.save(small, folder / PROGRAM)
-    elif any(kind.__name__ == "PreTrainedModel" for kind in type(small).__mro__):
-        save(small, made, folder, example_inputs=inputs)
-    else:
+        return ""
+    if given.reference.source is None:
         save(small, made, folder / WEIGHTS)
+        return ""
+    return save(small, made, folder, example_inputs=given.inputs).needs_plan
 
 
 def figures(made: Plan, proof: Proof | None = None) -> dict[str, Any]:

@@ -8,13 +8,15 @@ import os
 import subprocess
 import sys
 from importlib.metadata import version
+from io import StringIO
 from pathlib import Path
 
 import pytest
 import typer
+from rich.console import Console
 
 import surgeon as api
-from surgeon.cli import look
+from surgeon.cli import answer, look
 from surgeon.cli.answer import dumps
 from surgeon.cli.app import app
 from tests.cli.conftest import Surgeon
@@ -89,6 +91,16 @@ def test_unexpected_errors_show_where(
         assert json.loads(done.stdout) == {"error": "LookupError", "message": "odd"}
 
 
+def test_what_the_system_refuses(surgeon: Surgeon, monkeypatch: pytest.MonkeyPatch) -> None:
+    def fail(*args: object, **options: object) -> None:
+        raise PermissionError(13, "Permission denied", "small")
+
+    monkeypatch.setattr(look, "trace", fail)
+    done = surgeon("inspect", "nets:Net", "--input", "1x3x6x6", "--json")
+    assert done.exit_code == 1 and "Traceback" not in done.stderr
+    assert json.loads(done.stdout) == {"error": "PermissionError", "message": "[Errno 13] Permission denied: 'small'"}
+
+
 def test_an_interrupt_has_its_usual_status(surgeon: Surgeon, monkeypatch: pytest.MonkeyPatch) -> None:
     def interrupted(*args: object, **options: object) -> None:
         raise KeyboardInterrupt
@@ -105,12 +117,29 @@ def test_documents_have_no_infinities() -> None:
     }
 
 
+def test_progress_is_shown_to_who_watches(monkeypatch: pytest.MonkeyPatch) -> None:
+    for watched in (True, False):
+        shown = StringIO()
+        console = Console(file=shown, force_terminal=watched, width=80)
+        monkeypatch.setattr(answer, "Console", lambda console=console, **options: console)
+        with answer.step("tracing"):
+            pass
+        assert ("tracing ..." in shown.getvalue()) is watched
+
+
 def run(folder: Path, *words: str) -> subprocess.CompletedProcess[str]:
     root = str(Path(api.__file__).parent.parent)
     environment = {**os.environ, "PYTHONPATH": root, "COLUMNS": "120"}
     return subprocess.run(
         [sys.executable, *words], cwd=folder, env=environment, capture_output=True, text=True, timeout=300, check=False
     )
+
+
+def test_the_entry_point_is_declared() -> None:
+    project = Path(api.__file__).parents[1] / "pyproject.toml"
+    if not project.exists():
+        pytest.skip("an installed package")
+    assert '[project.scripts]\nsurgeon = "surgeon.cli:main"' in project.read_text(encoding="utf-8")
 
 
 def test_a_process_of_its_own(folder: Path) -> None:

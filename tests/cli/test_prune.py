@@ -263,26 +263,19 @@ def test_folders_of_transformers(surgeon: Surgeon, folder: Path) -> None:
         num_labels=3,
     )
     transformers.BertForSequenceClassification(config).save_pretrained("bert")
-    words = (
-        "--ratio",
-        "0.5",
-        "--scope",
-        "local",
-        "--heads",
-        "rows",
-        "--uniform",
-        "--no-onnx",
-        "--out",
-        "small",
-        "--json",
-    )
-    done = surgeon("prune", "hf:bert", *words)
+    words = "--ratio 0.5 --scope local --heads rows --uniform --no-onnx --out small --json"
+    done = surgeon("prune", "hf:bert", *words.split())
     assert done.exit_code == 0, done.stderr
     files = json.loads(done.stdout)["files"]
     assert {"config.json", "model.safetensors", "plan.json"} <= set(files)
     done = surgeon("verify", "hf:bert", "small", "--input", "input_ids=2x8:int64:20")
     assert done.exit_code == 0, done.stderr
-    layers = json.loads(surgeon("inspect", "hf:small", "--json").stdout)["layers"]
-    assert layers
+    (hidden,) = (
+        g
+        for g in json.loads(surgeon("inspect", "hf:small", "--json").stdout)["groups"]
+        if g["name"].endswith("intermediate.dense")
+    )
+    assert hidden["units"] == 12
+    assert transformers.BertForSequenceClassification.from_pretrained("small").config.intermediate_size == 12
     done = surgeon("prune", "hf:bert", "--ratio", "0.5", "--no-onnx", "--out", "bert", "--force")
     assert done.exit_code == 1 and "which is being pruned" in done.stderr
