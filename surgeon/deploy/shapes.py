@@ -40,7 +40,7 @@ class Inputs:
     def changed(self, change: Callable[[Tensor], Tensor]) -> Inputs:
         """Return the same arguments with every tensor changed."""
         args, kwargs = mapped(self.args, change), mapped(self.kwargs, change)
-        first = next(tensors_in([args, kwargs]), None)
+        first = next(iter(tensors_in([args, kwargs])), None)
         batch = None if self.batch is None or first is None else first.shape[0]
         return Inputs(args, kwargs, mapped(self.named, change), batch)
 
@@ -51,7 +51,7 @@ class Inputs:
 def inputs_of(model: nn.Module | ExportedProgram, example_inputs: Any) -> Inputs:
     """Read example inputs; the batch is the first dimension of the first tensor."""
     args, kwargs = as_arguments(example_inputs)
-    first = next(tensors_in([args, kwargs]), None)
+    first = next(iter(tensors_in([args, kwargs])), None)
     if first is None:
         raise ExportError("the example inputs hold no tensor; give what the model is called with")
     named = dict(kwargs)
