@@ -23,15 +23,15 @@ LAYERS = (
     {"labels"},
     {"counts", "groups"},
     {"graph"},
-    {"score", "plan", "operate", "verify", "recover", "report", "guard"},
+    {"score", "plan", "operate", "verify", "recover", "report", "deploy", "guard"},
     {"latency"},
     {"api"},
-    {"convert", "deploy", "sensitivity"},
+    {"convert", "sensitivity"},
 )
 LAYER_OF = {package: i for i, layer in enumerate(LAYERS) for package in layer}
 
 # What reads a plan needs nothing of what made it.
-AFTER_THE_PLAN = ("operate", "verify", "recover", "report")
+AFTER_THE_PLAN = ("operate", "verify", "recover", "report", "deploy")
 BEFORE_THE_PLAN = {"trace", "labels", "counts", "groups", "graph", "score"}
 
 
