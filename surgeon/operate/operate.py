@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import os
+from collections.abc import Iterable
 from typing import Any, overload
 
 import torch
@@ -43,7 +44,7 @@ def operate(model: Model, plan: Plan, *, inplace: bool = False) -> nn.Module | E
     if inplace and isinstance(model, Program):
         raise UnsupportedModel("an exported program can't be cut in place; use what operate returns")
     tensors, before = _named_tensors(model), dict(model.named_parameters())
-    _check(model, tensors, plan)
+    _check(model, tensors, before, plan)
     new = {id(tensors[name]): _cut(tensors[name], plan, name) for name in plan.cuts}
     if inplace:
         twins = _twins(model, plan)
@@ -70,7 +71,7 @@ def _named_tensors(model: nn.Module) -> dict[str, Tensor]:
     return named
 
 
-def _check(model: nn.Module, tensors: dict[str, Tensor], plan: Plan) -> None:
+def _check(model: nn.Module, tensors: dict[str, Tensor], parameters: Iterable[str], plan: Plan) -> None:
     for name, shape in plan.fingerprint.items():
         if name not in tensors:
             raise PlanMismatch(f"the plan is for another architecture: this model has no tensor {name!r}")
@@ -79,7 +80,7 @@ def _check(model: nn.Module, tensors: dict[str, Tensor], plan: Plan) -> None:
                 f"the plan is for another architecture: {name} is {list(tensors[name].shape)} here, "
                 f"{list(shape)} in the plan"
             )
-    unknown = {name for name, _ in model.named_parameters()} - set(plan.fingerprint)
+    unknown = set(parameters) - set(plan.fingerprint)
     if unknown:
         raise PlanMismatch(f"the plan is for another architecture: it does not know {sorted(unknown)[0]!r}")
     modules = dict(model.named_modules(remove_duplicate=False))
