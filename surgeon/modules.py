@@ -115,6 +115,19 @@ def untouched(model: nn.Module) -> Iterator[None]:
     ]
     plain = {id(attributes): attributes for module in model.modules() for _, attributes in records(module)}
     saved += [(attributes, dict(attributes), []) for attributes in plain.values()]
+    try:
+        with buffers_kept(model):
+            yield
+    finally:
+        for attributes, before, registries in saved:
+            _restore(attributes, before)
+            for registry, entries in registries:
+                _restore(registry, entries)
+
+
+@contextmanager
+def buffers_kept(model: nn.Module) -> Iterator[None]:
+    """Leave buffers that a forward pass writes to, and the random state, as they were."""
     buffers = [
         (buffer, buffer._version, buffer.detach().clone()) for buffer in model.buffers() if not buffer.is_inference()
     ]
@@ -126,10 +139,6 @@ def untouched(model: nn.Module) -> Iterator[None]:
         for buffer, version, value in buffers:
             if buffer._version != version:
                 buffer.data.copy_(value)
-        for attributes, before, registries in saved:
-            _restore(attributes, before)
-            for registry, entries in registries:
-                _restore(registry, entries)
 
 
 @contextmanager
