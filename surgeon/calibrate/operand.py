@@ -74,7 +74,7 @@ class Operand:
         """Tell whether two operands have positions of one parameter in common."""
         if self.leaf != other.leaf or self.at is None or other.at is None:
             return self.leaf == other.leaf
-        return bool(torch.isin(self.at, other.at).any())
+        return bool(torch.isin(self.at.flatten(), other.at.flatten()).any())
 
 
 class Operands:

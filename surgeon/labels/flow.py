@@ -263,7 +263,7 @@ class Flow:
             if operand.value.leaf is None:
                 continue
             for dim, token in enumerate(operand.tokens):
-                side = "out" if outward & set(token) else "in"
+                side = "out" if token and outward.issuperset(token) else "in"
                 self.role.setdefault((operand.value.leaf, dim), set()).add(side)
 
     def origin(self, tensor: Tensor) -> str:

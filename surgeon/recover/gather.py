@@ -86,7 +86,7 @@ def gather(
     channels = Sums() if target.layer.first.at in pairs[0].large else None
     order, rows, places = iter(draws), None, [0, fitted]
     for pair in pairs:
-        for goal, there in pair.at(target):
+        for goal, there in pair.at(target, meant):
             mine = next(order)
             for part, at in enumerate((mine.fit, mine.held)):
                 found = there.rows(goal, at, meant).plus(own_bias(target, goal, there.small.player.tape))

@@ -12,6 +12,10 @@ from surgeon.recover.problem import Rows
 from surgeon.recover.target import Goal, Target
 
 
+# What turns results of the original into those of the small model; they may be scaled on the way.
+Meaning = Callable[[Tensor, bool], Tensor]
+
+
 class Fault(Exception):
     """Why a layer can't be compared."""
 
@@ -59,8 +63,11 @@ class Pair:
     def __str__(self) -> str:
         return f"original: {self.whole}, small: {self.small}"
 
-    def at(self, target: Target) -> Iterator[tuple[Goal, Pair]]:
-        """Yield each goal of a target, and a pair that has got to where it can be compared."""
+    def at(self, target: Target, meant: Meaning) -> Iterator[tuple[Goal, Pair]]:
+        """Yield each goal of a target, and a pair that has got to where it can be compared.
+
+        Of several calls of one layer, later ones are given what earlier ones should make.
+        """
         if len(target.goals) == 1:
             self._advance(target.goals[0])
             yield target.goals[0], self
@@ -71,17 +78,26 @@ class Pair:
         for goal in target.goals:
             ahead._advance(goal)
             yield goal, ahead
+            ahead._correct(goal, meant)
             ahead.drop(goal)
 
     def _advance(self, goal: Goal) -> None:
         self.small.advance(goal.until, goal.until)
         self.whole.advance(goal.until + 1, goal.until)
 
+    def _correct(self, goal: Goal, meant: Meaning) -> None:
+        """Put what a call should make in the place of what it makes."""
+        (slot,) = self.small.player.tape.steps[goal.until].outputs
+        made = self.whole.player.value(slot).movedim(goal.call.channel, -1)
+        self.small.player.advance(goal.until + 1)
+        wanted = meant(made.flatten(0, -2), goal.until == goal.call.at).to(made)
+        self.small.player.values[slot] = wanted.unflatten(0, made.shape[:-1]).movedim(-1, goal.call.channel)
+
     def shape(self, goal: Goal) -> torch.Size:
         """Return the shape of what the small model gives to a layer."""
         return self.small.player.tape.shapes[goal.call.x]
 
-    def rows(self, goal: Goal, at: Tensor, meant: Callable[[Tensor, bool], Tensor]) -> Rows:
+    def rows(self, goal: Goal, at: Tensor, meant: Meaning) -> Rows:
         """Return what a layer is given at some positions, what should come out, and what else goes into it.
 
         ``meant`` turns results of the original into those of the small model.

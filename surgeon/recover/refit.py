@@ -87,11 +87,12 @@ def refit(
         fitted to channels instead of channels at every tap, and above it still, only the means are met
     proposals : of the tape of the original and the plan: what to try instead of a fit
     """
-    with torch.no_grad(), buffers_kept(model), buffers_kept(small), offered(small) as new:
-        tapes = [(record(model, batch), record(small, batch)) for batch in batches]
-        if not aligned([tape for pair in tapes for tape in pair]):
-            raise RecoverError("the small model takes other calls than the original, so layers can't be compared")
-        return list(_Run(plan, tapes, new, Limits(rows, memory), seed, proposals).run(track))
+    for new_biases in (True, False):  # some forwards do something else where there is a bias
+        with torch.no_grad(), buffers_kept(model), buffers_kept(small), offered(small, new_biases) as new:
+            tapes = [(record(model, batch), record(small, batch)) for batch in batches]
+            if aligned([tape for pair in tapes for tape in pair]):
+                return list(_Run(plan, tapes, new, Limits(rows, memory), seed, proposals).run(track))
+    raise RecoverError("the small model takes other calls than the original, so layers can't be compared")
 
 
 class _Run:

@@ -14,13 +14,13 @@ from surgeon.recover.target import Target, reads
 
 
 @contextmanager
-def offered(model: nn.Module) -> Iterator[frozenset[str]]:
+def offered(model: nn.Module, some: bool) -> Iterator[frozenset[str]]:
     """Give every linear and convolutional layer without a bias one of zeros; yield their names.
 
     Those that are zero in the end are taken away again.
     """
     given = {}
-    for name, module in model.named_modules():
+    for name, module in model.named_modules() if some else ():
         if isinstance(module, (nn.Linear, _ConvNd)) and module._parameters.get("bias", module) is None:
             weight = module.weight
             width = module.out_features if isinstance(module, nn.Linear) else module.out_channels
