@@ -4,12 +4,14 @@ from surgeon.calibrate.batches import batches, calibration, inputs, size
 from surgeon.calibrate.contraction import Contraction
 from surgeon.calibrate.layers import Layer, contractions, examined, layers
 from surgeon.calibrate.noise import noise
+from surgeon.calibrate.operand import MOVES
 from surgeon.calibrate.ridge import Moments, Sums
 from surgeon.calibrate.shared import gathered, shown
 from surgeon.calibrate.statistics import drawn, input_moments
-from surgeon.calibrate.tape import Leaf, Player, Slot, Step, Tape, aligned, record
+from surgeon.calibrate.tape import Leaf, Player, Slot, Step, Tape, aligned, record, replaced
 
 __all__ = [
+    "MOVES",
     "Contraction",
     "Layer",
     "Leaf",
@@ -31,6 +33,7 @@ __all__ = [
     "layers",
     "noise",
     "record",
+    "replaced",
     "shown",
     "size",
 ]

@@ -7,7 +7,7 @@ from torch import Tensor
 
 from surgeon.calibrate import Sums
 from surgeon.recover.kept import Kept
-from surgeon.recover.problem import RIDGES, Problem, Weights
+from surgeon.recover.problem import Problem, Weights, ridges
 
 
 def by_channels(problem: Problem, stay: Kept, channels: Sums, original: Tensor) -> list[Weights]:
@@ -23,7 +23,7 @@ def by_channels(problem: Problem, stay: Kept, channels: Sums, original: Tensor) 
     taps = original.shape[2] // selection.shape[1]
     weight = stay.rows(original.double()).unflatten(2, (taps, -1))  # [g, o, taps, i]
     found = []
-    for ridge in RIDGES[:-1]:
+    for ridge in ridges(problem.rows.x)[:-1]:
         by = moments.fit(selection, ridge)
         if by is None:
             continue

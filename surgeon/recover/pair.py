@@ -11,7 +11,6 @@ from surgeon.calibrate import Player, Slot
 from surgeon.recover.problem import Rows
 from surgeon.recover.target import Goal, Target
 
-
 # What turns results of the original into those of the small model; they may be scaled on the way.
 Meaning = Callable[[Tensor, bool], Tensor]
 

@@ -12,9 +12,9 @@ from torch import Tensor
 
 from surgeon.calibrate import Moments, Sums, gathered
 
-# Shares of the mean variance of a layer's inputs that are tried as penalty; the held-out rows choose. With the last,
-# weights stay as they are and only the means are met.
-RIDGES = (1e-9, 1e-4, 1e-3, 1e-2, 1e-1, 0.5, inf)
+# Shares of the mean variance of a layer's inputs that are tried as penalty, beside one that rounding calls for; the
+# held-out rows choose. With the last, weights stay as they are and only the means are met.
+RIDGES = (1e-4, 1e-3, 1e-2, 1e-1, 0.5, inf)
 # How often targets that a ReLU cuts off are drawn to where the layer is by then.
 ROUNDS = 3
 
@@ -136,7 +136,7 @@ class Problem:
     def best(self) -> Weights:
         """Return what does best on the held-out rows, fitted on the others."""
         moments = self._sums.moments()
-        found = [self._fitted(moments, ridge) for ridge in RIDGES[: None if self.free else -1]]
+        found = [self._fitted(moments, ridge) for ridge in ridges(self.rows.x)[: None if self.free else -1]]
         best = self.judged([weights for weights in found if weights is not None])
         if not self.relu or best is self.old or best.ridge == inf:
             return best
@@ -197,6 +197,11 @@ class Problem:
         sums = Sums()
         sums.add(self.fit.x, self._wanted(self.fit, self.fit.t))
         return sums
+
+
+def ridges(x: Tensor) -> tuple[float, ...]:
+    """Return the penalties to try for rows of a type."""
+    return max(1e-13, 1e-2 * torch.finfo(torch.promote_types(x.dtype, torch.float32)).eps), *RIDGES
 
 
 def _ungrouped(made: Tensor) -> Tensor:

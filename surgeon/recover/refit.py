@@ -16,6 +16,7 @@ from surgeon.plan.plan import Plan
 from surgeon.recover.channels import by_channels
 from surgeon.recover.gather import Limits, Meant, gather
 from surgeon.recover.kept import Kept, kept
+from surgeon.recover.match import match
 from surgeon.recover.pair import Fault, Pair
 from surgeon.recover.problem import Problem, Weights
 from surgeon.recover.target import Target, targets
@@ -112,7 +113,10 @@ class _Run:
         self.draw = torch.Generator().manual_seed(seed)
         self.originals = {call.at: call for call in contractions(self.whole)}
         self.propose = proposals(self.whole, plan) if proposals is not None else None
-        self.todo, self.left = targets(self.tape, set(plan.cuts))
+        self.matches = match(tapes, plan, limits, self.draw) if proposals is None else []
+        # What a match left as it was is in these mixtures too.
+        self.mixtures = {at: mix for found in self.matches if found.taken for at, mix in found.mixtures.items()}
+        self.todo, self.left = targets(self.tape, set(plan.cuts), self.mixtures)
         single = [target.goals[0] for target in self.todo if len(target.goals) == 1]
         large = {goal.call.at for t in self.todo if not self._fits(t) for goal in t.goals}
         self.pairs = [Pair(Player(whole), Player(small), single, large) for whole, small in tapes]
@@ -121,6 +125,8 @@ class _Run:
         return f"{len(self.todo)} layers, {len(self.pairs)} batches"
 
     def run(self, track: Callable[[Sequence[Target]], Iterable[Target]]) -> Iterator[Refit]:
+        for found in self.matches:
+            yield Refit(found.name, found.before, found.after, found.rows, found.width, str(found))
         for target in track(self.todo):
             yield self._turn(target)
             for pair in self.pairs:
@@ -139,7 +145,7 @@ class _Run:
             if original is None:
                 raise Fault("the original computes its weight on the way")
             stay = kept(self.plan, original, self.whole.leaves)
-            problem, channels = self._problem(target, Meant(stay))
+            problem, channels = self._problem(target, Meant(stay, self.mixtures.get(target.layer.first.at)))
         except (Fault, RecoverError) as fault:
             return left(name, str(fault))
         if not bool(torch.isfinite(problem.rows.x).all()):

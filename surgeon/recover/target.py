@@ -48,16 +48,16 @@ class Target:
         return f"{self.layer}, {', '.join(map(str, self.goals))}"
 
 
-def targets(tape: Tape, cut: Collection[str], bare: Collection[str] = ()) -> tuple[list[Target], list[tuple[str, str]]]:
+def targets(tape: Tape, cut: Collection[str], bare: Collection[int] = ()) -> tuple[list[Target], list[tuple[str, str]]]:
     """Return, in the order in which they can be met, the layers of a small model that see something else than before.
 
     Beside them, name and reason of those that have to be left. ``cut`` names the tensors that have shrunk, ``bare`` the
-    layers that are compared right where they are. Of several layers that go into one sum, the one with most inputs to a
+    calls that are compared right where they are. Of several layers that go into one sum, the one with most inputs to a
     filter answers for the sum and the others for themselves.
     """
     changed = _changed(tape, cut)
     seen = [(layer, why) for layer, why in examined(tape) if any(call.x in changed for call in layer.calls)]
-    found = [_target(tape, layer, layer.name in bare) for layer, why in seen if not why]
+    found = [_target(tape, layer, layer.first.at in bare) for layer, why in seen if not why]
     sums: dict[int, Target] = {}
     for target in found:
         until = target.goals[-1].until

@@ -1,4 +1,4 @@
-"""Every kind of layer is refitted, or left with a reason; where what is cut follows from what stays, nothing changes."""
+"""Layers of every kind are refitted; where what is cut follows from what stays, nothing changes."""
 
 from __future__ import annotations
 
@@ -35,7 +35,9 @@ def twins(model: nn.Module, target: int = 1, source: int = 4, layer: str = "firs
         value.data[target] = value.data[source]
 
 
-def recovered(model: nn.Module, x: Tensor, channels: tuple[int, ...] = (1,), layer: str = "first") -> tuple[nn.Module, Recovery]:
+def recovered(
+    model: nn.Module, x: Tensor, channels: tuple[int, ...] = (1,), layer: str = "first"
+) -> tuple[nn.Module, Recovery]:
     """Cut channels, check that this changes outputs, and compensate."""
     model.double().eval()
     small, plan = cut(model, x, channels, layer)
@@ -97,7 +99,12 @@ SPATIAL = {
     ),
     "one norm for several layers": (
         lambda m, x: m.last(m.norm(m.a(y := torch.relu(m.first(x)))) + m.norm(m.b(y))),
-        {"a": conv(6, 4, 1, bias=False), "b": conv(6, 4, 1, bias=False), "norm": nn.BatchNorm2d(4), "last": conv(4, 2, 1)},
+        {
+            "a": conv(6, 4, 1, bias=False),
+            "b": conv(6, 4, 1, bias=False),
+            "norm": nn.BatchNorm2d(4),
+            "last": conv(4, 2, 1),
+        },
     ),
     "called with several norms": (
         lambda m, x: m.last(m.n1(m.a(y := torch.relu(m.first(x)))) + m.n2(m.a(y * 2))),
@@ -135,12 +142,15 @@ FLAT = {
     ),
     "parts of a weight": (
         lambda m, x: m.last(
-            torch.cat([F.linear(y := torch.relu(m.first(x)), p, b) for p, b in zip(m.w.weight.chunk(2), m.w.bias.chunk(2))], 1)
+            F.linear(torch.relu(m.first(x)), *(p.chunk(2)[0] for p in m.w.parameters()))
+            * F.linear(torch.relu(m.first(x)), *(p.chunk(2)[1] for p in m.w.parameters()))
         ),
-        {"w": nn.Linear(6, 4), "last": nn.Linear(4, 2)},
+        {"w": nn.Linear(6, 4), "last": nn.Linear(2, 2)},
     ),
     "in groups of columns": (
-        lambda m, x: m.last(F.linear(torch.relu(m.first(x)), m.w.weight[:, 2:]) + F.linear(x[:, :2], m.w.weight[:, :2])),
+        lambda m, x: m.last(
+            F.linear(torch.relu(m.first(x)), m.w.weight[:, 2:]) + F.linear(x[:, :2], m.w.weight[:, :2])
+        ),
         {"w": nn.Linear(8, 4, bias=False), "last": nn.Linear(4, 2)},
     ),
     "a bias of its own for each call": (
