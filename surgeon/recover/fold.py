@@ -10,7 +10,6 @@ import torch
 from torch import Tensor
 
 from surgeon.calibrate import Contraction, Leaf, Slot, Step, Tape, contractions
-from surgeon.errors import RecoverError
 from surgeon.plan.plan import Plan
 from surgeon.recover.gaussian import Normal, function_of, normals, taps
 from surgeon.recover.kept import Kept, kept
@@ -48,8 +47,8 @@ class Folds:
         lost = _lost(stay, call)
         if not bool(lost.any()):
             return "it lost no inputs"
-        if len(target.goals) > 1:
-            return "several calls use its weight"
+        if len(target.goals) > 1 or len(stay.groups) < call.groups:
+            return "several calls use its weight" if len(target.goals) > 1 else "it lost whole groups of filters"
         x = self.known.get(call.x)
         rank = len(self.whole.shapes[call.x])
         if x is None or x.dim % rank != call.channel % rank or len(x.mean) != lost.numel():
@@ -99,13 +98,9 @@ class Folds:
 
 
 def _lost(stay: Kept, call: Contraction) -> Tensor:
-    """Return which inputs of each group that stays are lost, bool ``[groups, i]``.
-
-    Raises RecoverError where whole groups went.
-    """
-    if len(stay.groups) != len(stay.inputs):
-        raise RecoverError(f"{call.weight} lost whole groups of filters, and with them their inputs")
-    return ~stay.inputs.unflatten(1, (prod(call.kernel), -1))[:, 0]
+    """Return which inputs are lost to groups that stay, bool ``[groups, i]``."""
+    alive = stay.inputs.unflatten(1, (prod(call.kernel), -1))[:, 0]
+    return ~alive & stay.outputs.any(1, keepdim=True)
 
 
 def _by_others(spread: Tensor, lost: Tensor) -> tuple[Tensor, float]:
