@@ -1,6 +1,6 @@
 """Runs over calibration data: forward passes on tape, contractions as matrix products, streamed moments."""
 
-from surgeon.calibrate.batches import batches, calibration, inputs, size
+from surgeon.calibrate.batches import batches, calibration, fitting, inputs, size
 from surgeon.calibrate.contraction import Contraction
 from surgeon.calibrate.layers import Layer, contractions, examined, layers
 from surgeon.calibrate.noise import noise
@@ -27,6 +27,7 @@ __all__ = [
     "contractions",
     "drawn",
     "examined",
+    "fitting",
     "gathered",
     "input_moments",
     "inputs",

@@ -16,6 +16,7 @@ from torch import Tensor, nn
 from torch.utils.weak import WeakIdKeyDictionary
 
 from surgeon.aten import is_inplace
+from surgeon.calibrate.batches import fitting
 from surgeon.dispatch import ASIDES, SIZE_QUERIES, intercept, op_name
 from surgeon.modules import as_arguments, evaluating, tensors_in, untouched
 
@@ -169,7 +170,7 @@ def record(model: nn.Module, inputs: Any) -> Tape:
     recorder = _Recorder(model)
     for tensor in tensors_in([args, kwargs]):
         recorder.source(tensor)
-    with torch.no_grad(), untouched(model), evaluating(model), intercept(recorder):
+    with fitting(inputs), torch.no_grad(), untouched(model), evaluating(model), intercept(recorder):
         output = model(*args, **kwargs)
     kept = tuple(replaced(tensor, recorder.source) for tensor in tensors_in(output))
     return Tape(recorder.steps, recorder.given, kept, recorder.leaves, recorder.shapes)

@@ -125,13 +125,15 @@ class Problem:
                 best, least = weights, error
         return best
 
-    def means_only(self) -> Weights:
-        """Return the old weights with an offset that meets the means, where there is a place for one."""
+    def meeting(self, found: Weights) -> Weights:
+        """Return weights with an offset that meets the means of the rows that are fitted, where there is a place."""
         if not self.free:
-            return self.old
+            return found
         sums = Sums(full=False)
         sums.add(self.fit.x, self._wanted(self.fit, self.fit.t))
-        return self._fitted(sums.moments(), inf) or self.old
+        live = self._live().view(found.offset.shape)
+        offset = torch.where(live, sums.moments().offset(found.weight), found.offset)
+        return replace(found, offset=offset, note=f"{found.note}, means met" if found.note else "means met")
 
     def best(self) -> Weights:
         """Return what does best on the held-out rows, fitted on the others."""

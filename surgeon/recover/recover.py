@@ -13,9 +13,10 @@ from torch import nn
 from surgeon.calibrate import calibration, noise, shown, size
 from surgeon.errors import DataError, RecoverError
 from surgeon.exported import Program
-from surgeon.modules import bare, entering
+from surgeon.modules import bare, buffers_kept, entering
 from surgeon.plan.plan import Plan
 from surgeon.recover.fold import Folds
+from surgeon.recover.gather import Limits
 from surgeon.recover.norms import Renormed, renorm
 from surgeon.recover.refit import Refit, refit
 
@@ -89,6 +90,8 @@ def recover(
         raise DataError(f"method {method!r} needs data: some batches without labels")
     if data is None and example_inputs is None:
         raise DataError(f"method {method!r} needs data, or example_inputs to make noise of")
+    if method == "norms" and isinstance(model, Program):
+        raise RecoverError("an exported program has no training mode, in which batch norms are estimated; try 'ridge'")
     noisy = data is None or method == "noise"
     with torch.no_grad(), entering(plan.method, model, small):
         if noisy:
@@ -101,10 +104,12 @@ def recover(
             batches = calibration(data, samples)
         many = sum(map(size, batches))
         if method == "norms":
-            return Recovery(method, tuple(renorm(model, small, batches)), many)
+            with buffers_kept(model):
+                return Recovery(method, tuple(renorm(model, small, batches)), many)
         folds = partial(Folds, merge=method == "merge") if method in ("bias", "merge") else None
         track = partial(shown, what="compensating")
-        found = refit(model, small, plan, batches, rows=rows, memory=memory, seed=seed, proposals=folds, track=track)
+        limits = Limits(rows, memory)
+        found = refit(model, small, plan, batches, limits, seed, proposals=folds, measured=not noisy, track=track)
     return Recovery(method, tuple(found), many, noisy)
 
 

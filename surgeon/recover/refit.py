@@ -66,11 +66,11 @@ def refit(
     small: nn.Module,
     plan: Plan,
     batches: Sequence[Any],
-    *,
-    rows: int = 65536,
-    memory: float = 2**28,
+    limits: Limits,
     seed: int = 0,
+    *,
     proposals: Callable[[Tape, Plan], Proposal] | None = None,
+    measured: bool = True,
     track: Callable[[Sequence[Target]], Iterable[Target]] = lambda targets: targets,
 ) -> list[Refit]:
     """Refit the small model's layers in place and return what became of each.
@@ -83,16 +83,16 @@ def refit(
     Parameters
     ----------
     batches : inputs as ``example_inputs`` are given
-    rows : most rows of a layer that are used, drawn at random
-    memory : bytes that the rows of one layer may take, and its matrix of second moments; above it, a convolution is
-        fitted to channels instead of channels at every tap, and above it still, only the means are met
+    limits : of the rows of one layer, drawn at random, and its matrix of second moments; where that is too large, a
+        convolution is fitted to channels instead of channels at every tap, or only the means are met
     proposals : of the tape of the original and the plan: what to try instead of a fit
+    measured : whether the batches are data, whose means proposals may be made to meet
     """
     for new_biases in (True, False):  # some forwards do something else where there is a bias
         with torch.no_grad(), buffers_kept(model), buffers_kept(small), offered(small, new_biases) as new:
             tapes = [(record(model, batch), record(small, batch)) for batch in batches]
             if aligned([tape for pair in tapes for tape in pair]):
-                return list(_Run(plan, tapes, new, Limits(rows, memory), seed, proposals).run(track))
+                return list(_Run(plan, tapes, new, limits, seed, proposals, measured).run(track))
     raise RecoverError("the small model takes other calls than the original, so layers can't be compared")
 
 
@@ -107,8 +107,9 @@ class _Run:
         limits: Limits,
         seed: int,
         proposals: Callable[[Tape, Plan], Proposal] | None,
+        measured: bool,
     ) -> None:
-        self.plan, self.new, self.limits = plan, new, limits
+        self.plan, self.new, self.limits, self.measured = plan, new, limits, measured
         self.whole, self.tape = tapes[0]
         self.draw = torch.Generator().manual_seed(seed)
         self.originals = {call.at: call for call in contractions(self.whole)}
@@ -152,6 +153,8 @@ class _Run:
             raise DataError(f"what {name} is given is not finite on the calibration data; check inputs and weights")
         found = self._found(target, problem, (stay, channels, original))
         before = problem.error(problem.old)
+        if found is problem.old:
+            found = "nothing that was tried is better on held-out samples"
         after, note = (before, found) if isinstance(found, str) else (problem.error(found), str(found))
         if after < before and isinstance(found, Weights):
             self._write(target, problem, found)
@@ -172,20 +175,27 @@ class _Run:
     def _found(self, target: Target, problem: Problem, known: tuple[Kept, Sums | None, Contraction]) -> Weights | str:
         """Return what to give a layer, or why there is nothing."""
         if self.propose is not None:
-            proposed = self.propose(target, self.tape, problem.old)
-            if isinstance(proposed, Weights) and not problem.free:
-                proposed = replace(proposed, offset=problem.old.offset)
-            return proposed
+            return self._proposed(self.propose(target, self.tape, problem.old), problem)
         groups, _, unknowns = problem.old.weight.shape
         if self.limits.fit(groups, unknowns):
             return problem.final(problem.best())
         over = f"{unknowns} inputs are over the memory cap"
         stay, channels, original = known
         if channels is not None and channels.rows and self.limits.fit(*channels.forms()):
-            found = problem.judged(by_channels(problem, stay, channels, original.matrix(self.whole.leaves)))
-            return replace(found, note=f"{over}, so it was fitted to channels, {found}")
-        found = problem.judged([problem.means_only()])
-        return replace(found, note=f"{over}, so only means are met")
+            fits = by_channels(problem, stay, channels, original.matrix(self.whole.leaves))
+            tried = [replace(fit, note=f"{over}, so it was fitted to channels, {fit}") for fit in fits]
+        else:
+            tried = [replace(problem.meeting(problem.old), note=f"{over}, so only means are met")]
+        return problem.judged(tried)
+
+    def _proposed(self, told: Weights | str, problem: Problem) -> Weights | str:
+        """Return what norms tell, or with what data tell of the means."""
+        tried = []
+        if isinstance(told, Weights):
+            tried.append(told if problem.free else replace(told, offset=problem.old.offset))
+        if self.measured and problem.free:
+            tried.extend(problem.meeting(found) for found in (*tried, problem.old))
+        return problem.judged(tried) if tried else told
 
     def _write(self, target: Target, problem: Problem, found: Weights) -> None:
         target.layer.first.write(found.weight, self.tape.leaves)
