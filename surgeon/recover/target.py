@@ -65,7 +65,7 @@ def targets(tape: Tape, cut: Collection[str], bare: Collection[int] = ()) -> tup
             sums[until] = target
     answers = {id(target) for target in sums.values()}
     chosen = [t if not t.goals[0].others or id(t) in answers else _target(tape, t.layer, alone=True) for t in found]
-    left = [(layer.name, why) for layer, why in seen if why] + list(_computed(tape, changed))
+    left = [(layer.name.removesuffix(".weight"), why) for layer, why in seen if why] + list(_computed(tape, changed))
     return sorted((t for t in chosen if _counts(tape, t)), key=lambda t: t.at), left
 
 
