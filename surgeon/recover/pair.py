@@ -90,7 +90,9 @@ class Pair:
         made = self.whole.player.value(slot).movedim(goal.call.channel, -1)
         self.small.player.advance(goal.until + 1)
         wanted = meant(made.flatten(0, -2), goal.until == goal.call.at).to(made)
-        self.small.player.values[slot] = wanted.unflatten(0, made.shape[:-1]).movedim(-1, goal.call.channel)
+        there = torch.empty_like(self.small.player.values[slot])  # in the same layout, for views that come
+        self.small.player.values[slot] = there
+        there.movedim(goal.call.channel, -1).copy_(wanted.unflatten(0, made.shape[:-1]))
 
     def shape(self, goal: Goal) -> torch.Size:
         """Return the shape of what the small model gives to a layer."""

@@ -164,7 +164,7 @@ class _Run:
         leaves, layer = self.tape.leaves, target.layer
         weight = layer.first.matrix(leaves)
         bias = weight.new_zeros(weight.shape[:2]) if layer.bias is None else layer.bias.read(leaves)
-        old = Weights(weight.double(), bias.double().view(weight.shape[:2]))
+        old = Weights(weight.double().clone(), bias.double().view(weight.shape[:2]).clone())
         rows, fitted, channels = gather(target, self.pairs, meant, weight.shape[2], self.limits, self.draw)
         if not fitted or fitted == len(rows.t):
             raise Fault("there is one row only, and none to judge a fit")
