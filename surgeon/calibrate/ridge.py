@@ -33,10 +33,6 @@ class Sums:
         """Return sums that can go on from here."""
         return replace(self, sums=dict(self.sums))
 
-    def forms(self) -> tuple[int, int]:
-        """Return how many groups of how many inputs the rows have."""
-        return self.sums["x"].shape[0], self.sums["x"].shape[1]
-
     def add(self, x: Tensor, t: Tensor) -> None:
         """Add rows."""
         if not x.shape[1]:

@@ -50,6 +50,11 @@ class Held:
             raise Fault("its input, or what is added to its result, is overwritten before the two meet")
         return value
 
+    def drop(self, at: int, slot: Slot) -> None:
+        """Let go of a value, and don't take it when it comes by."""
+        self.values.pop((at, slot), None)
+        self.needs.get(at, set()).discard(slot)
+
 
 class Pair:
     """A batch in the original and in the small model; of the original, inputs of ``large`` calls are held too."""
@@ -131,8 +136,8 @@ class Pair:
     def drop(self, goal: Goal) -> None:
         """Let go of what was held for a goal."""
         for need in _needs(goal):
-            self.small.values.pop(need, None)
-            self.whole.values.pop(need, None)
+            self.small.drop(*need)
+            self.whole.drop(*need)
 
 
 def _needs(goal: Goal) -> list[tuple[int, Slot]]:

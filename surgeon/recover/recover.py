@@ -11,7 +11,7 @@ import torch
 from torch import nn
 
 from surgeon.calibrate import calibration, noise, shown, size
-from surgeon.errors import DataError, RecoverError
+from surgeon.errors import DataError, PlanMismatch, RecoverError
 from surgeon.exported import Program
 from surgeon.modules import bare, buffers_kept, entering
 from surgeon.plan.plan import Plan
@@ -76,7 +76,8 @@ def recover(
 
     Raises
     ------
-    DataError for data that is missing, empty or not finite; RecoverError where layers can't be compared.
+    DataError for data that is missing, empty or not finite, or that the model fails on; RecoverError where layers
+    can't be compared; PlanMismatch for models that the plan is not about.
 
     Examples
     --------
@@ -85,6 +86,7 @@ def recover(
     """
     check_method(method)
     model, small = bare(model), bare(small)
+    _check_pair(model, small, plan)
     method = ("merge" if data is None else "ridge") if method == "auto" else method
     if data is None and method in ("ridge", "norms"):
         raise DataError(f"method {method!r} needs data: some batches without labels")
@@ -111,6 +113,19 @@ def recover(
         limits = Limits(rows, memory)
         found = refit(model, small, plan, batches, limits, seed, proposals=folds, measured=not noisy, track=track)
     return Recovery(method, tuple(found), many, noisy)
+
+
+def _check_pair(model: nn.Module, small: nn.Module, plan: Plan) -> None:
+    """Raise PlanMismatch unless the plan made one model of the other."""
+    for what, each, which in (("the original", model, "shape"), ("the small model", small, "new_shape")):
+        tensors = {**dict(each.named_parameters()), **dict(each.named_buffers())}
+        for name, cut in plan.cuts.items():
+            found = tuple(tensors[name].shape) if name in tensors else None
+            if found != getattr(cut, which):
+                raise PlanMismatch(
+                    f"{what} is not of this plan: {name} is {found and list(found)}, not {list(getattr(cut, which))}; "
+                    "pass the original first, and what operate made of it"
+                )
 
 
 def check_method(method: str) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
+from math import prod
 from typing import Any
 
 import torch
@@ -119,7 +120,7 @@ class _Run:
         self.mixtures = {at: mix for found in self.matches if found.taken for at, mix in found.mixtures.items()}
         self.todo, self.left = targets(self.tape, set(plan.cuts), self.mixtures)
         single = [target.goals[0] for target in self.todo if len(target.goals) == 1]
-        large = {goal.call.at for t in self.todo if not self._fits(t) for goal in t.goals}
+        large = {goal.call.at for t in self.todo if self._by_channels(t) for goal in t.goals}
         self.pairs = [Pair(Player(whole), Player(small), single, large) for whole, small in tapes]
 
     def __str__(self) -> str:
@@ -135,9 +136,11 @@ class _Run:
                     pair.drop(goal)
         yield from (left(name, why) for name, why in self.left)
 
-    def _fits(self, target: Target) -> bool:
+    def _by_channels(self, target: Target) -> bool:
+        """Tell whether channels at every tap are too many, and channels alone are not."""
         groups, _, unknowns = target.layer.first.matrix(self.tape.leaves).shape
-        return self.limits.fit(groups, unknowns)
+        channels = unknowns // prod(target.layer.first.kernel)
+        return self.propose is None and not self.limits.fit(groups, unknowns) and self.limits.fit(groups, channels)
 
     def _turn(self, target: Target) -> Refit:
         name = target.layer.name.removesuffix(".weight")
@@ -181,7 +184,7 @@ class _Run:
             return problem.final(problem.best())
         over = f"{unknowns} inputs are over the memory cap"
         stay, channels, original = known
-        if channels is not None and channels.rows and self.limits.fit(*channels.forms()):
+        if channels is not None and channels.rows:
             fits = by_channels(problem, stay, channels, original.matrix(self.whole.leaves))
             tried = [replace(fit, note=f"{over}, so it was fitted to channels, {fit}") for fit in fits]
         else:

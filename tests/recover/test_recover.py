@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 import surgeon
-from surgeon.errors import DataError, RecoverError
+from surgeon.errors import DataError, PlanMismatch, RecoverError
 from surgeon.recover.problem import Problem, Rows, Weights
 from tests.nets import Perceptron, Residual
 
@@ -153,6 +153,14 @@ def test_methods_are_checked() -> None:
         surgeon.recover(model, small, plan, method="ridge")
     with pytest.raises(DataError, match="example_inputs"):
         surgeon.recover(model, small, plan)
+
+
+def test_models_and_plan_belong_together() -> None:
+    model = Residual().eval()
+    small, plan = halves(model, correlated(2))
+    for pair in ((small, model), (model, model), (small, small)):
+        with pytest.raises(PlanMismatch, match="original first"):
+            surgeon.recover(*pair, plan, [correlated(4)])
 
 
 def test_prune_with_data_beats_prune_without() -> None:
