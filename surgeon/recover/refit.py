@@ -160,7 +160,7 @@ class _Run:
             found = "nothing that was tried is better on held-out samples"
         after, note = (before, found) if isinstance(found, str) else (problem.error(found), str(found))
         if after < before and isinstance(found, Weights):
-            self._write(target, problem, found)
+            self._write(target, problem, problem.final(found))
         return Refit(name, before, after, problem.fitted, problem.old.weight.shape[2], note)
 
     def _problem(self, target: Target, meant: Meant) -> tuple[Problem, Sums | None]:
@@ -181,7 +181,7 @@ class _Run:
             return self._proposed(self.propose(target, self.tape, problem.old), problem)
         groups, _, unknowns = problem.old.weight.shape
         if self.limits.fit(groups, unknowns):
-            return problem.final(problem.best())
+            return problem.best()
         over = f"{unknowns} inputs are over the memory cap"
         stay, channels, original = known
         if channels is not None and channels.rows:

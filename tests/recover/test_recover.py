@@ -185,3 +185,22 @@ def test_batches_of_other_sizes_and_dictionaries() -> None:
     small = surgeon.operate(model, plan)
     recovery = surgeon.recover(model, small, plan, [{"x": torch.randn(n, 6)} for n in (5, 40, 19)])
     assert recovery.samples == 64 and recovery.layers[0].taken
+
+
+def test_few_samples_are_no_licence() -> None:
+    """What is recorded as left has its old weights, and what is recorded as taken is better on samples held out."""
+    generator = torch.Generator().manual_seed(3)
+    left = 0
+    for _ in range(12):
+        model = Perceptron(width=6, hidden=16).double().eval()
+        x = torch.randn(5, 6, dtype=torch.float64, generator=generator)
+        small, plan = halves(model, x)
+        weight, bias = small.last.weight.detach().clone(), small.last.bias.detach().clone()
+        (layer,) = surgeon.recover(model, small, plan, [x]).layers
+        assert layer.taken == (not torch.equal(small.last.weight, weight) or not torch.equal(small.last.bias, bias))
+        left += not layer.taken
+        held = x[3:4]
+        with torch.no_grad():
+            before = (torch.relu(small.first(held)) @ weight.T + bias - model(held)).square().mean()
+        assert layer.taken == (layer.after < layer.before) and (layer.before > 0) == bool(before > 0)
+    assert 0 < left < 12
