@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import os
+from collections.abc import Iterable
 from typing import Any, overload
 
 import torch
@@ -12,7 +13,8 @@ from torch.export import ExportedProgram
 
 from surgeon.errors import PlanMismatch, SurgeonError, UnsupportedModel
 from surgeon.exported import Program, rebuild
-from surgeon.modules import Model, bare, holder, records
+from surgeon.modules import Model, bare, holder, records, uncollected
+from surgeon.operate.lineage import remember
 from surgeon.operate.select import factors, select, shrunk
 from surgeon.plan.plan import Edit, Plan
 
@@ -21,6 +23,7 @@ from surgeon.plan.plan import Edit, Plan
 def operate(model: nn.Module, plan: Plan, *, inplace: bool = False) -> nn.Module: ...
 @overload
 def operate(model: ExportedProgram | str | os.PathLike[str], plan: Plan) -> ExportedProgram: ...
+@uncollected()
 def operate(model: Model, plan: Plan, *, inplace: bool = False) -> nn.Module | ExportedProgram:
     """Return a smaller model of the same class; the original is untouched unless ``inplace``.
 
@@ -40,8 +43,8 @@ def operate(model: Model, plan: Plan, *, inplace: bool = False) -> nn.Module | E
     model = bare(model)
     if inplace and isinstance(model, Program):
         raise UnsupportedModel("an exported program can't be cut in place; use what operate returns")
-    tensors = _named_tensors(model)
-    _check(model, tensors, plan)
+    tensors, before = _named_tensors(model), dict(model.named_parameters())
+    _check(model, tensors, before, plan)
     new = {id(tensors[name]): _cut(tensors[name], plan, name) for name in plan.cuts}
     if inplace:
         twins = _twins(model, plan)
@@ -56,7 +59,10 @@ def operate(model: Model, plan: Plan, *, inplace: bool = False) -> nn.Module | E
     for module in modules.values():
         if isinstance(module, nn.RNNBase):
             module._init_flat_weights()  # a list of its parameters, laid out as one piece on a GPU
-    return rebuild(small) if isinstance(small, Program) else small
+    if isinstance(small, Program):
+        return rebuild(small)
+    remember(before, small, plan, inplace)
+    return small
 
 
 def _named_tensors(model: nn.Module) -> dict[str, Tensor]:
@@ -65,7 +71,7 @@ def _named_tensors(model: nn.Module) -> dict[str, Tensor]:
     return named
 
 
-def _check(model: nn.Module, tensors: dict[str, Tensor], plan: Plan) -> None:
+def _check(model: nn.Module, tensors: dict[str, Tensor], parameters: Iterable[str], plan: Plan) -> None:
     for name, shape in plan.fingerprint.items():
         if name not in tensors:
             raise PlanMismatch(f"the plan is for another architecture: this model has no tensor {name!r}")
@@ -74,7 +80,7 @@ def _check(model: nn.Module, tensors: dict[str, Tensor], plan: Plan) -> None:
                 f"the plan is for another architecture: {name} is {list(tensors[name].shape)} here, "
                 f"{list(shape)} in the plan"
             )
-    unknown = {name for name, _ in model.named_parameters()} - set(plan.fingerprint)
+    unknown = set(parameters) - set(plan.fingerprint)
     if unknown:
         raise PlanMismatch(f"the plan is for another architecture: it does not know {sorted(unknown)[0]!r}")
     modules = dict(model.named_modules(remove_duplicate=False))
@@ -131,9 +137,12 @@ def _replace(model: nn.Module, new: dict[int, Tensor]) -> None:
 
 def _twins(model: nn.Module, plan: Plan) -> dict[int, Any]:
     """Copy the plain objects that edits write to, and those that hold them; id of the original -> copy."""
-    held = {id(vars(m)[name]): vars(m)[name] for m in model.modules() for name, _ in records(m)}
     modules = dict(model.named_modules(remove_duplicate=False))
-    written = {id(holder(modules[edit.owner], edit.name)[0]) for edit in plan.edits}
+    owners = {id(vars(modules[edit.owner])) for edit in plan.edits}
+    written = {id(holder(modules[edit.owner], edit.name)[0]) for edit in plan.edits} - owners
+    if not written:
+        return {}
+    held = {id(vars(m)[name]): vars(m)[name] for m in model.modules() for name, _ in records(m)}
     found = {key: record for key, record in held.items() if id(vars(record)) in written}
     while more := [k for k, r in held.items() if k not in found and any(id(v) in found for v in vars(r).values())]:
         found.update((key, held[key]) for key in more)
@@ -142,6 +151,8 @@ def _twins(model: nn.Module, plan: Plan) -> dict[int, Any]:
 
 def _hold(model: nn.Module, twins: dict[int, Any]) -> None:
     """Make modules, and the copies themselves, hold the copies."""
+    if not twins:
+        return
     holders: list[dict[str, Any]] = [vars(held) for held in (*model.modules(), *twins.values())]
     for attributes in holders:
         attributes.update({name: twins[id(value)] for name, value in attributes.items() if id(value) in twins})

@@ -12,11 +12,12 @@ from torch import Tensor
 
 from surgeon.calibrate import Layer, Moments, Player, Step, Tape, calibration, input_moments, layers, record
 from surgeon.modules import entering
+from surgeon.plan.ladders import ranked
 from surgeon.score.moments import RIDGE
 from surgeon.score.readers import Reader, readers
 
 if TYPE_CHECKING:
-    from surgeon.graph import DependencyGraph, Group
+    from surgeon.graph import DependencyGraph
 
 # Shares of a group at which its curve is measured; between them it is interpolated.
 SHARES = (0.06, 0.12, 0.25, 0.37, 0.5, 0.62, 0.75, 0.87)
@@ -83,7 +84,7 @@ def curves(
     for read, group in sorted(work, key=lambda item: _start(item[0])):
         for player in base:
             player.advance(_start(read))
-        order = _order(group, scores[group.name])
+        order, _ = ranked(group, scores)
         steps = sorted({min(group.size - 1, max(1, round(share * group.size))) for share in shares})
         losses = []
         for step in steps:
@@ -146,16 +147,6 @@ def _refitted(tape: Tape, reader: Reader, moments: Moments, dead: np.ndarray) ->
         system = xx[stays][:, stays] + RIDGE * xx.diagonal().mean().clamp(min=1e-300) * torch.eye(len(stays)).to(xx)
         new[g][:, stays] += torch.linalg.solve(system, xx[stays][:, goes] @ weight[g][:, goes].mT).mT
     return Change(reader.layer, new, ((weight - new) @ moments.x.cpu().unsqueeze(2)).reshape(-1))
-
-
-def _order(group: Group, scores: Tensor) -> np.ndarray:
-    """Return units in the order of removal, ``[steps, units per step]``."""
-    values, start, columns = np.asarray(scores), 0, []
-    for row in group.grid:
-        mine = np.argsort(values[start : start + len(row)], kind="stable")
-        columns.append(row[mine].reshape(group.size, -1))
-        start += len(row)
-    return np.concatenate(columns, axis=1)
 
 
 def _filled(steps: np.ndarray, losses: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
