@@ -267,6 +267,7 @@ def main() -> None:
         size = sum(path.stat().st_size for path in (home / "source").iterdir())
         scored = run("score", home / "source", home / "plan.json", given.gigabytes)
         rows = timed(home, given.rounds)
+        print(*rows, sep="\n", flush=True)
         hits, same = killed(home, given.kills, min(row["cut, s"] for row in rows))
         notes = [
             f"A checkpoint of {size / 1e9:.2f} GB in {len(list((home / 'source').iterdir()))} files, bfloat16, half of "
