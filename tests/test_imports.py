@@ -17,7 +17,7 @@ ROOT = Path(surgeon.__file__).parent
 
 # From the bottom up. A package imports from lower layers, and from its own without a cycle.
 LAYERS = (
-    {"errors", "aten", "dispatch", "exported", "modules", "evaluation"},
+    {"errors", "files", "aten", "dispatch", "exported", "modules", "evaluation"},
     {"calibrate"},
     {"trace"},
     {"labels"},
@@ -27,6 +27,8 @@ LAYERS = (
     {"latency"},
     {"api"},
     {"convert", "sensitivity"},
+    {"cli"},
+    {"__main__"},
 )
 LAYER_OF = {package: i for i, layer in enumerate(LAYERS) for package in layer}
 
@@ -151,8 +153,10 @@ def test_public_names() -> None:
         "SurgeonError",
         "compare",
         "export",
+        "load",
         "migrate",
         "operate",
+        "operate_file",
         "pareto",
         "plan",
         "plan_from_history",
@@ -161,6 +165,7 @@ def test_public_names() -> None:
         "prune",
         "recover",
         "rule",
+        "save",
         "score",
         "sensitivity",
         "trace",
