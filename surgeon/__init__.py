@@ -9,6 +9,7 @@ result.recovery   # with data: what was refitted
 """
 
 from surgeon.api import Result, plan, prune, trace
+from surgeon.deploy import operate_file
 from surgeon.errors import SurgeonError
 from surgeon.labels.rules.custom import rule
 from surgeon.operate import operate
@@ -32,6 +33,7 @@ __all__ = [
     "SurgeonError",
     "compare",
     "operate",
+    "operate_file",
     "pareto",
     "plan",
     "prune",

@@ -23,7 +23,7 @@ LAYERS = (
     {"labels"},
     {"counts", "groups"},
     {"graph"},
-    {"score", "plan", "operate", "verify", "recover", "report", "guard"},
+    {"score", "plan", "operate", "verify", "recover", "report", "deploy", "guard"},
     {"latency"},
     {"api"},
     {"sensitivity"},
@@ -31,7 +31,7 @@ LAYERS = (
 LAYER_OF = {package: i for i, layer in enumerate(LAYERS) for package in layer}
 
 # What reads a plan needs nothing of what made it.
-AFTER_THE_PLAN = ("operate", "verify", "recover", "report")
+AFTER_THE_PLAN = ("operate", "verify", "recover", "report", "deploy")
 BEFORE_THE_PLAN = {"trace", "labels", "counts", "groups", "graph", "score"}
 
 
@@ -150,6 +150,7 @@ def test_public_names() -> None:
         "SurgeonError",
         "compare",
         "operate",
+        "operate_file",
         "pareto",
         "plan",
         "prune",

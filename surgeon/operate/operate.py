@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import copy
 import os
-from collections.abc import Iterable
 from typing import Any, overload
 
 import torch
@@ -13,6 +12,7 @@ from torch.export import ExportedProgram
 
 from surgeon.errors import PlanMismatch, SurgeonError, UnsupportedModel
 from surgeon.exported import Program, rebuild
+from surgeon.files.names import prefix_hint
 from surgeon.modules import Model, bare, holder, records
 from surgeon.operate.select import factors, select, shrunk
 from surgeon.plan.plan import Edit, Plan
@@ -95,23 +95,6 @@ def _check_names(model: nn.Module, tensors: dict[str, Tensor], plan: Plan) -> No
         if name in plan.tied:
             raise PlanMismatch(f"{other}{name} is tied to {plan.tied[name]} in the plan, and not in this model")
         raise PlanMismatch(f"{other}it does not know {name!r}{prefix_hint(tensors, plan.fingerprint)}")
-
-
-def prefix_hint(found: Iterable[str], expected: Iterable[str]) -> str:
-    """Say what names have in front that the expected ones have not, or the other way round; nothing otherwise."""
-    found, expected = set(found), set(expected)
-    if not found or not expected:
-        return ""
-    for wide, narrow, where in ((found, expected, "here"), (expected, found, "in the plan")):
-        # Any name will do to guess from: the guess is held against all of them.
-        ends = min(narrow)
-        for name in sorted(wide):
-            prefix = name[: -len(ends)]
-            if name.endswith(ends) and prefix.endswith((".", "_")) and {prefix + n for n in narrow} <= wide:
-                return f"; names {where} begin with {prefix!r}: " + (
-                    "pass the model inside the wrapper" if where == "here" else "pass the model that holds this one"
-                )
-    return ""
 
 
 def _read(module: nn.Module | None, edit: Edit) -> int | None:

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import json
 import math
 from collections.abc import Callable, Iterable, Mapping
-from typing import Any, NoReturn, TypeVar
+from typing import Any, TypeVar
 
 from surgeon.errors import PlanMismatch
+from surgeon.files import strict
 
 T = TypeVar("T")
 
@@ -17,36 +17,11 @@ DEEPEST = 32
 
 
 def parsed(text: str | bytes) -> Any:
-    """Parse JSON without duplicate keys, NaN or infinities.
-
-    Raises
-    ------
-    PlanMismatch
-    """
+    """Parse JSON; raises PlanMismatch for what is none, and for duplicate keys, NaN and infinities."""
     try:
-        return json.loads(text, object_pairs_hook=_unique, parse_constant=_refused, parse_float=_finite)
-    except (ValueError, TypeError, RecursionError) as error:
-        raise PlanMismatch(f"not a plan: {type(error).__name__}: {error!s:.200}") from error
-
-
-def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-    found = dict(pairs)
-    if len(found) < len(pairs):
-        seen: set[str] = set()
-        twice = next(key for key, _ in pairs if key in seen or seen.add(key))  # type: ignore[func-returns-value]
-        raise PlanMismatch(f"not a plan: the key {twice!r:.80} occurs twice in one object")
-    return found
-
-
-def _refused(name: str) -> NoReturn:
-    raise PlanMismatch(f"not a plan: {name} is no number")
-
-
-def _finite(text: str) -> float:
-    value = float(text)
-    if not math.isfinite(value):
-        raise PlanMismatch(f"not a plan: {text:.40} is too large")
-    return value
+        return strict.parsed(text)
+    except ValueError as error:
+        raise PlanMismatch(f"not a plan: {error!s:.200}") from error
 
 
 def wrong(where: str, value: Any, expected: str) -> PlanMismatch:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import OrderedDict
 from collections.abc import Callable, Mapping
 from inspect import signature
 from typing import TYPE_CHECKING, Any
@@ -54,6 +55,10 @@ class Scores(dict[str, Tensor]):
         super().__init__(values)
         self.criterion = criterion
 
+    def __reduce__(self) -> tuple[Any, ...]:
+        """Be a mapping that ``torch.load`` takes as weights only."""
+        return OrderedDict, (), None, None, iter(self.items())
+
 
 def score(graph: DependencyGraph, criterion: Criterion = "l1", **options: Any) -> Scores:
     """Return the importance of every unit of every free group, float64 ``[units]`` by group name.
@@ -63,7 +68,8 @@ def score(graph: DependencyGraph, criterion: Criterion = "l1", **options: Any) -
     criterion : one of ``CRITERIA``, or a callable ``(graph, group) -> Tensor[units]``
     options : passed to the criterion: ``seed`` for "random", ``data`` for those that look at activations, ``data`` and
         ``loss`` for those that take gradients, ``example_inputs`` for "synflow". Data are batches: a DataLoader, a list
-        or a generator; of a tuple or list the first item is given to the model, and ``loss(output, *rest)`` is a scalar
+        or a generator; of a tuple or list the first item is given to the model, and ``loss(output, *rest)`` is a scalar.
+        "l1" and "l2" take ``weights``, the files of a checkpoint larger than memory, for a graph traced on ``meta``
 
     Raises
     ------
@@ -72,6 +78,7 @@ def score(graph: DependencyGraph, criterion: Criterion = "l1", **options: Any) -
     Examples
     --------
     >>> scores = surgeon.score(graph, "l2")
+    >>> scores = surgeon.score(graph, "l1", weights="model-*.safetensors")
     """
     if isinstance(criterion, str):
         if criterion not in CRITERIA:
@@ -79,6 +86,7 @@ def score(graph: DependencyGraph, criterion: Criterion = "l1", **options: Any) -
                 f"unknown criterion {criterion!r}; choose one of {', '.join(sorted(CRITERIA))}, or pass a callable"
             )
         _check_options(criterion, options)
+        _check_weights(graph, criterion, options)
         return Scores(CRITERIA[criterion](graph, **options), criterion)
     scores = {}
     for group in graph.free:
@@ -100,3 +108,15 @@ def _check_options(criterion: str, options: dict[str, Any]) -> None:
     for name in options:
         if name not in taken:
             raise ScoreError(f"criterion {criterion!r} takes no {name!r}; it takes {', '.join(taken) or 'no options'}")
+
+
+def _check_weights(graph: DependencyGraph, criterion: str, options: dict[str, Any]) -> None:
+    """Refuse to look at weights that are not there."""
+    if criterion == "random" or options.get("weights") is not None:
+        return
+    missing = next((name for name, p in graph.model.named_parameters() if p.is_meta), None)
+    if missing is not None:
+        raise ScoreError(
+            f"{missing} is on the meta device and has no values; give them with "
+            'score(graph, "l1", weights="model-*.safetensors"), or trace a model that has them'
+        )
