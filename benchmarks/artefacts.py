@@ -2,10 +2,10 @@
 
     python -m benchmarks.artefacts [--gigabytes 4] [--rounds 3] [--kills 10] [--folder /tmp]
 
-A decoder of random bfloat16 weights is written in shards; its graph is traced on ``meta``, its L1 scores are computed from
-the files, and half of its parameters are cut. Cutting and copying (``shutil.copyfile`` and ``fsync``) run in turn, each
-in a process of its own, whose clock starts after its imports. Before a cold run the source is dropped from the page
-cache; before a warm one it is read through.
+A decoder of random bfloat16 weights is written in shards; its graph is traced on ``meta``, its L1 scores are computed
+from the files, and half of its parameters are cut. Cutting and copying (``shutil.copyfile`` and ``fsync``) run in turn,
+each in a process of its own, whose clock starts after its imports. Before a cold run the source is dropped from the
+page cache; before a warm one it is read through.
 """
 
 from __future__ import annotations

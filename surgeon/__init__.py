@@ -9,7 +9,7 @@ result.recovery   # with data: what was refitted
 """
 
 from surgeon.api import Result, plan, prune, trace
-from surgeon.deploy import operate_file
+from surgeon.deploy import load, operate_file, save
 from surgeon.errors import SurgeonError
 from surgeon.labels.rules.custom import rule
 from surgeon.operate import operate
@@ -32,6 +32,7 @@ __all__ = [
     "Sensitivity",
     "SurgeonError",
     "compare",
+    "load",
     "operate",
     "operate_file",
     "pareto",
@@ -39,6 +40,7 @@ __all__ = [
     "prune",
     "recover",
     "rule",
+    "save",
     "score",
     "sensitivity",
     "trace",

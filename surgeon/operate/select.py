@@ -30,6 +30,8 @@ def select(tensor: Tensor, cut: Cut) -> Tensor:
     Where each selection is along one dimension of its own, dimensions are indexed one after the other.
     Otherwise a mask picks single positions; row-major order keeps them where the smaller op expects them.
     """
+    if tensor.is_meta:
+        return torch.empty(cut.new_shape, dtype=tensor.dtype, device="meta")
     single = all(len(s.dims) == 1 for s in cut.selections)
     if single and len({s.dims for s in cut.selections}) == len(cut.selections):
         kept = tensor.detach()

@@ -68,8 +68,8 @@ def score(graph: DependencyGraph, criterion: Criterion = "l1", **options: Any) -
     criterion : one of ``CRITERIA``, or a callable ``(graph, group) -> Tensor[units]``
     options : passed to the criterion: ``seed`` for "random", ``data`` for those that look at activations, ``data`` and
         ``loss`` for those that take gradients, ``example_inputs`` for "synflow". Data are batches: a DataLoader, a list
-        or a generator; of a tuple or list the first item is given to the model, and ``loss(output, *rest)`` is a scalar.
-        "l1" and "l2" take ``weights``, the files of a checkpoint larger than memory, for a graph traced on ``meta``
+        or a generator; of a tuple or list the first item is given to the model, and ``loss(output, *rest)`` is a scalar
+        ``weights`` for "l1" and "l2": files of a checkpoint larger than memory, for a graph traced on ``meta``
 
     Raises
     ------
