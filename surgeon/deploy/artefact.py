@@ -38,7 +38,7 @@ class Saved:
         return os.fspath(self.path)
 
 
-def save(small: Model, plan: Plan, path: str | os.PathLike[str]) -> Saved:
+def save(small: Model, plan: Plan, path: str | os.PathLike[str], *, example_inputs: Any = None) -> Saved:
     """Write a small model and the plan that made it to a safetensors file, or to a folder of Hugging Face's layout.
 
     A file holds the plan in its metadata. Tied tensors are stored once; buffers that a state dict would leave out are
@@ -50,6 +50,8 @@ def save(small: Model, plan: Plan, path: str | os.PathLike[str]) -> Saved:
     Parameters
     ----------
     small : what ``operate`` or ``prune`` returned for the plan, trained or refitted since or not
+    example_inputs : for a model of transformers: what to compare outputs on, of the small model and of the one that the
+        new configuration makes; tokens or an image of the model's size where none are given
 
     Raises
     ------
@@ -61,7 +63,7 @@ def save(small: Model, plan: Plan, path: str | os.PathLike[str]) -> Saved:
     """
     path = Path(path)
     if is_pretrained(small) and path.suffix != ".safetensors":
-        return Saved(path, save_folder(small, plan, path))  # type: ignore[arg-type]
+        return Saved(path, save_folder(small, plan, path, example_inputs))  # type: ignore[arg-type]
     return Saved(write_weights(small, plan, path))
 
 

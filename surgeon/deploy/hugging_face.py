@@ -27,7 +27,7 @@ def is_pretrained(model: Any) -> bool:
     return any(kind.__name__ == "PreTrainedModel" for kind in type(model).__mro__)
 
 
-def save_folder(small: nn.Module, plan: Plan, folder: Path) -> str:
+def save_folder(small: nn.Module, plan: Plan, folder: Path, example_inputs: Any = None) -> str:
     """Write a folder that ``from_pretrained`` loads, or, where no configuration says the widths, ``surgeon.load``.
 
     Returns
@@ -35,7 +35,7 @@ def save_folder(small: nn.Module, plan: Plan, folder: Path) -> str:
     why the plan is needed to load it; nothing where it is not
     """
     model: Any = checked(small, plan)
-    fitting, reason = fitting_configuration(model, plan)
+    fitting, reason = fitting_configuration(model, plan, example_inputs)
     with _replacing_files(folder) as new:
         if fitting is not None:
             fitting.save_pretrained(new)

@@ -40,6 +40,8 @@ def rebuilt(source: Callable[[], Any] | nn.Module, plan: Plan, brought: Containe
             raise
         except Exception as error:
             raise UnsupportedModel(f"the factory failed: {type(error).__name__}: {error}") from error
+    if not isinstance(model, nn.Module):
+        raise UnsupportedModel(f"the factory returned {type(model).__name__}, no torch.nn.Module")
     return operate(bare(model), plan, inplace=True)
 
 
@@ -73,8 +75,12 @@ def filled(model: nn.Module, contents: Contents, stored: Mapping[str, Any], read
     sources = _sources(found, contents, stored)
     found = {name: tensor for name, tensor in found.items() if name in sources}
     tensors = read(dict.fromkeys(sources.values()))
+    first: dict[int, str] = {}
     for name, key in sources.items():
         _check(name, found[name], tensors[key])
+        twin = first.setdefault(id(found[name]), key)
+        if twin != key and not torch.equal(tensors[twin], tensors[key]):
+            raise FileError(f"{key} and {twin} are one tensor in the model, and two different ones in the file")
     extra = sorted(stored.keys() - sources.values())
     if extra:
         raise FileError(
@@ -119,8 +125,7 @@ def _sources(found: Mapping[str, Tensor], contents: Contents, stored: Container[
         if key not in stored:
             continue
         sources[name] = key
-        if by_tensor.setdefault(id(tensor), key) != key:
-            raise FileError(f"{key} and {by_tensor[id(tensor)]} are one tensor in the model, and two in the file")
+        by_tensor.setdefault(id(tensor), key)
     for name in found.keys() - sources.keys():
         if id(found[name]) in by_tensor:
             sources[name] = by_tensor[id(found[name])]

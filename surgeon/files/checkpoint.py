@@ -127,6 +127,8 @@ class Reader:
                 if not count:
                     raise FileError(f"{path} is truncated: it ended at byte {begin + done}, expected {end}")
                 done += count
+            if hasattr(os, "posix_fadvise"):  # the disk reads on while this piece is worked on
+                os.posix_fadvise(self._file.fileno(), end, end - begin, os.POSIX_FADV_WILLNEED)
         return view
 
     def pieces(self, stored: Stored) -> Iterator[tuple[tuple[slice, ...], Tensor]]:
@@ -147,7 +149,7 @@ class Reader:
 def slices(shape: tuple[int, ...], itemsize: int, piece: int | None = None) -> Iterator[tuple[slice, ...]]:
     """Yield slices that cover a tensor in row-major order, of contiguous memory, none above a piece where possible."""
     piece = PIECE if piece is None else piece
-    if prod(shape) * itemsize <= piece:
+    if not shape or prod(shape) * itemsize <= piece:
         yield (slice(None),) * len(shape)
         return
     # The first dimension whose rows fit is cut into pieces; those before it are walked through one by one.

@@ -15,8 +15,10 @@ def prefix_hint(found: Iterable[str], expected: Iterable[str]) -> str:
         ends = min(narrow)
         for name in sorted(wide):
             prefix = name[: -len(ends)]
-            if name.endswith(ends) and prefix.endswith((".", "_")) and {prefix + n for n in narrow} <= wide:
+            if not name.endswith(ends) or not prefix.endswith(".") or 2 * len(narrow) < len(wide):
+                continue
+            if {prefix + n for n in narrow} <= wide:
                 return f"; names {where} begin with {prefix!r}: " + (
-                    "pass the model inside the wrapper" if where == "here" else "pass the model that holds this one"
+                    "take what is inside the wrapper" if where == "here" else "the plan is for a model around this one"
                 )
     return ""
