@@ -33,7 +33,9 @@ class Journal:
                 )
             self.done: dict[str, str] = dict(filter(None, map(_entry, rest)))
             self._file = open(path, "ab", buffering=0)  # noqa: SIM115  # closed by close
-            _locked(self._file.fileno(), path)
+            if not _locked(self._file.fileno()):
+                self._file.close()
+                raise FileError(f"{path.parent}: another process is writing there")
             os.truncate(path, sum(map(len, (start, *rest))) if start else 0)
             if not start:
                 self._file.write(first)
@@ -55,13 +57,14 @@ def _entry(line: bytes) -> tuple[str, str] | None:
     return None  # damaged: that tensor is written again
 
 
-def _locked(handle: int, path: Path) -> None:
+def _locked(handle: int) -> bool:
     """Keep a second run out while this one writes, where the system has locks; they end with the process."""
     try:
         import fcntl
     except ImportError:
-        return
+        return True
     try:
         fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except OSError as error:
-        raise FileError(f"{path.parent}: another process is writing there") from error
+    except OSError:
+        return False
+    return True

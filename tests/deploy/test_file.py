@@ -24,6 +24,7 @@ from torch import Tensor, nn
 
 import surgeon
 from surgeon.deploy.file import PARTS, PLAN
+from surgeon.deploy.journal import Journal
 from surgeon.errors import BudgetError, FileError, PlanMismatch, ScoreError
 from surgeon.files import checkpoint
 from surgeon.files.checkpoint import INDEX, Reader, headers, slices, tensors
@@ -323,6 +324,17 @@ def test_the_beginning_of_another_cut_is_not_gone_on_with(tmp_path: Path, monkey
         surgeon.operate_file(planned(model, image(), ratio=0.25), source, tmp_path / "out", shard_size="1KB")
     with pytest.raises(FileError, match="the beginning of another cut"):
         surgeon.operate_file(plan, source, tmp_path / "out", shard_size="2KB")
+
+
+def test_two_runs_do_not_write_to_one_folder(tmp_path: Path) -> None:
+    first = Journal(tmp_path / "journal", "a")
+    first.add("x", "0")
+    with pytest.raises(FileError, match="another process is writing there"):
+        Journal(tmp_path / "journal", "a")
+    first.close()
+    second = Journal(tmp_path / "journal", "a")
+    assert second.done == {"x": "0"}
+    second.close()
 
 
 def test_a_finished_run_is_not_repeated_nor_overwritten(tmp_path: Path) -> None:

@@ -6,11 +6,9 @@ import contextlib
 import copy
 import json
 import tracemalloc
-from importlib.resources import files
 from pathlib import Path
 from typing import Any
 
-import jsonschema
 import numpy as np
 import pytest
 import torch
@@ -24,10 +22,8 @@ from surgeon.plan.document import OPTIONAL, REQUIRED
 from surgeon.plan.records import Edit, Selection
 from surgeon.plan.runs import decode, encode, parse, runs_of
 from tests.nets import Residual, image
+from tests.schema import SCHEMA, VALIDATOR, assert_follows_the_schema
 from tests.zoo import MODELS, build
-
-SCHEMA = json.loads(files("surgeon.plan").joinpath("plan.schema.json").read_text())
-VALIDATOR = jsonschema.Draft202012Validator(SCHEMA)
 
 indices = st.sets(st.integers(0, 40)).map(lambda s: np.array(sorted(s), dtype=np.int64))
 
@@ -59,12 +55,11 @@ def test_the_schema_is_a_schema() -> None:
 @pytest.mark.parametrize("name", [*list(MODELS)[::4], "vit" if "vit" in MODELS else list(MODELS)[1]])
 def test_plans_follow_the_schema_and_are_canonical(name: str) -> None:
     plan = planned(name)
-    for text in (plan.to_json(), plan.to_json(compact=True)):
-        VALIDATOR.validate(json.loads(text))
-        again = surgeon.Plan.from_json(text)
-        assert again == plan and not plan.diff(again)
-        assert again.to_json() == plan.to_json() == surgeon.Plan.from_json(again.to_json()).to_json()
-    assert "\n" not in plan.to_json(compact=True)
+    assert_follows_the_schema(plan)
+    compact = plan.to_json(compact=True)
+    again = surgeon.Plan.from_json(compact)
+    assert again == plan and not plan.diff(again) and again.to_json() == plan.to_json()
+    assert "\n" not in compact and json.loads(compact) == json.loads(plan.to_json())
 
 
 def test_the_order_of_names_does_not_show() -> None:
