@@ -55,15 +55,16 @@ class DependencyGraph:
         attributes = {a for c in constraints for a in c.attributes} | {n for n in numbers if isinstance(n, Attribute)}
         self.old = {a: v for a in attributes if (v := _current(self.modules, a)) is not None}
         self.places = [
-            locate(name, value, family, flow, self.solution)
+            locate(name, family, flow, self.solution)
             for name, value in flow.leaves.items()
             for family in (*value.families, *value.fixed)
         ]
         self.shapes = {
             name: self.counts.shape((value.shape, tuple(value.families))) for name, value in flow.leaves.items()
         }
-        self.parameters = {name for name, _ in model.named_parameters()}
-        self.aliases = _aliases(model, self.shapes)
+        named = dict(model.named_parameters(remove_duplicate=False))
+        self.aliases = _aliases({**named, **dict(model.named_buffers(remove_duplicate=False))})
+        self.parameters = {name for name in named if self.aliases[name] == name}
         live = needed(flow.ops, flow.outputs)
         self.nodes = [self._lower(op, i in live) for i, op in enumerate(flow.ops)]
         self.allocations = [self._held(allocation) for allocation in flow.lifetimes.allocations]
@@ -75,7 +76,6 @@ class DependencyGraph:
         self.incidence = self.counts.matrix()
         self.initial = np.asarray(self.incidence.sum(axis=1)).ravel()
         self.groups = self._groups()
-        self.layers = _layer_graph(model, self)
         self.costs: dict[str, Any] = {}
 
     # -- building ------------------------------------------------------------------------------------
@@ -83,7 +83,7 @@ class DependencyGraph:
     def _lower(self, op: Op, live: bool) -> Node:
         operands = tuple(self.counts.shape(s) for s in op.operands if s is not None)
         results = tuple(self.counts.shape(s) for s in op.results)
-        return Node(op.index, op.name, op.module, op.source, operands, results, op.parameters, op.settings, live)
+        return Node(op.index, op.name, op.module, op.location, operands, results, op.parameters, op.settings, live)
 
     def _held(self, allocation: Allocation) -> Held:
         end = len(self.flow.ops) if allocation.died is None else allocation.died
@@ -166,6 +166,11 @@ class DependencyGraph:
         return groups
 
     # -- asking --------------------------------------------------------------------------------------
+
+    @cached_property
+    def layers(self) -> nx.DiGraph:
+        """A node per layer that owns parameters and an edge per dependency."""
+        return _layer_graph(self)
 
     @property
     def free(self) -> list[Group]:
@@ -261,7 +266,7 @@ class DependencyGraph:
             for reduction in op.reductions:
                 for family in reduction.shape[1]:
                     sizes = [family.labels.shape[d] for d in family.dims]
-                    classes = self.solution.class_of[family.labels.reshape(sizes).numpy()]
+                    classes = self.solution.of(family.labels).reshape(sizes)
                     yield op.index, op.name, reduction.position, family.dims, classes
 
     def layer_names(self) -> list[str]:
@@ -338,17 +343,13 @@ def _current(modules: Mapping[str, nn.Module], attribute: Attribute) -> int | No
         return None
 
 
-def _aliases(model: nn.Module, shapes: Mapping[str, Any]) -> dict[str, str]:
-    """Map every name of a tied parameter to the one under which it was recorded."""
+def _aliases(tensors: Mapping[str, Tensor]) -> dict[str, str]:
+    """Map every name of a tied tensor to its first, under which it was recorded."""
     first: dict[int, str] = {}
-    names: dict[str, str] = {}
-    tensors = [*model.named_parameters(remove_duplicate=False), *model.named_buffers(remove_duplicate=False)]
-    for name, tensor in tensors:
-        names[name] = first.setdefault(id(tensor), name)
-    return names
+    return {name: first.setdefault(id(tensor), name) for name, tensor in tensors.items()}
 
 
-def _layer_graph(model: nn.Module, graph: DependencyGraph) -> nx.DiGraph:
+def _layer_graph(graph: DependencyGraph) -> nx.DiGraph:
     layers = nx.DiGraph()
     groups: dict[str, list[str]] = {}
     for group in graph.groups:

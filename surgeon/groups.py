@@ -11,7 +11,7 @@ import torch
 from scipy import sparse
 from torch import Tensor
 
-from surgeon.labels.family import Family, Value
+from surgeon.labels.family import Family
 from surgeon.labels.flow import Flow
 from surgeon.labels.space import Reason
 from surgeon.labels.units import Block, Solution, incidence
@@ -96,10 +96,10 @@ def named(groups: Sequence[Group]) -> list[Group]:
     return found
 
 
-def locate(name: str, value: Value, family: Family, flow: Flow, solution: Solution) -> Place:
-    classes = solution.class_of[family.labels.reshape(-1).numpy()]
+def locate(name: str, family: Family, flow: Flow, solution: Solution) -> Place:
+    """Return where a family of a parameter sits."""
     sides = frozenset().union(*(flow.role.get((name, dim), set()) for dim in family.dims))
-    return Place(name, family.dims, classes, sides)
+    return Place(name, family.dims, solution.of(family.labels), sides)
 
 
 def sums(places: Sequence[Place], value: Tensor | Pieces) -> list[np.ndarray]:
@@ -116,11 +116,12 @@ def sums(places: Sequence[Place], value: Tensor | Pieces) -> list[np.ndarray]:
 def _sums(places: Sequence[Place], value: Tensor) -> list[np.ndarray]:
     used = {d for place in places for d in place.dims}
     taps = [d for d in range(value.dim()) if d not in used]
+    wide = torch.promote_types(value.dtype, torch.float32)  # what torch adds up in, whatever it returns
     if taps and value.numel() > max(1, prod(value.shape[d] for d in used)):
-        value = value.sum(dim=taps, keepdim=True)
+        value = value.sum(dim=taps, keepdim=True, dtype=wide)
     found = []
     for place in places:
         rest = [d for d in range(value.dim()) if d not in place.dims]
-        along = value.sum(dim=rest, dtype=torch.float64) if rest else value.to(torch.float64, copy=True)
-        found.append(along.cpu().numpy())
+        along = value.sum(dim=rest, dtype=wide) if rest else value
+        found.append(along.to("cpu", torch.float64, copy=True).numpy())
     return found

@@ -69,13 +69,14 @@ class Value:
 
     ``unbound`` are dimensions of a parameter that no call has used yet; ``fixed`` are families that were made solid:
     they say nothing to later calls, but why they stay is asked about. ``maker`` is the op that made the tensor and
-    ``upstream`` are the layers that it came through last.
+    ``upstream`` are the layers that it came through last. ``itemsize`` is the bytes of a parameter's numbers.
     """
 
     shape: tuple[int, ...]
     families: list[Family] = field(default_factory=list)
     unbound: set[int] = field(default_factory=set)
     leaf: str | None = None
+    itemsize: int = 0
     fixed: list[Family] = field(default_factory=list)
     maker: int | None = None
     upstream: frozenset[str] = frozenset()
@@ -100,7 +101,7 @@ def solid_value(shape: Iterable[int]) -> Value:
 
 def fresh_family(space: Space, rank: int, dim: int, size: int) -> Family:
     """New labels along one dimension."""
-    return Family(space.fresh(size).view([size if i == dim else 1 for i in range(rank)]))
+    return Family(space.fresh(*(size if i == dim else 1 for i in range(rank))))
 
 
 def bind_leaf(space: Space, value: Value, dims: Iterable[int] | None = None) -> Value:
@@ -116,17 +117,27 @@ def bind_leaf(space: Space, value: Value, dims: Iterable[int] | None = None) -> 
 
 def compact(labels: Tensor) -> Tensor:
     """Shrink to size 1 every dimension along which the labels are constant."""
-    for dim in range(labels.dim()):
-        if labels.size(dim) > 1:
-            first = labels.narrow(dim, 0, 1)
-            if labels.stride(dim) == 0 or bool((labels == first).all()):
-                labels = first
+    table = labels.numpy()
+    if not table.size:  # of nothing, all is constant
+        return labels[(slice(1),) * table.ndim]
+    corner = table[(0,) * table.ndim]
+    for dim in [dim for dim, size in enumerate(table.shape) if size > 1]:
+        beside = table[tuple(int(d == dim) for d in range(table.ndim))]
+        # Most that vary along a dimension do so from the first position to the next.
+        if beside == corner and (table == table.take([0], dim)).all():
+            labels = labels.narrow(dim, 0, 1)
+            table = labels.numpy()
     return labels
 
 
 def build(space: Space, labels: Tensor, parents: Iterable[Family] = ()) -> list[Family]:
-    """Make a family of moved labels: keep the parents that still say something, add those of new rows."""
-    leaf = Family(compact(labels))
+    """Make a family of moved labels, as ``assembled``, shrunk where they are constant."""
+    return assembled(space, compact(labels), parents)
+
+
+def assembled(space: Space, labels: Tensor, parents: Iterable[Family]) -> list[Family]:
+    """Make a family of labels: keep the parents that still say something, add those of new rows."""
+    leaf = Family(labels)
     if not leaf.dims:
         space.pin(leaf.labels, "a single position of the dimension is picked out")
         return []

@@ -39,8 +39,7 @@ def select(tensor: Tensor, cut: Cut) -> Tensor:
             kept = kept.index_select(s.dims[0], torch.from_numpy(s.keep).to(tensor.device))
     else:
         kept = filled(tensor.detach()[mask(tensor, cut)], cut)
-    layout = _layout(tensor)
-    return kept.contiguous(memory_format=layout)
+    return kept.contiguous(memory_format=_layout(tensor))
 
 
 def filled(survivors: Tensor, cut: Cut) -> Tensor:

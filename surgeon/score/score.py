@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections import OrderedDict
 from collections.abc import Callable, Mapping
+from contextlib import nullcontext
 from inspect import signature
 from typing import TYPE_CHECKING, Any
 
@@ -11,6 +12,7 @@ import torch
 from torch import Tensor
 
 from surgeon.errors import ScoreError
+from surgeon.modules import uncollected
 from surgeon.score.activations import activation, apoz, variance, wanda
 from surgeon.score.gradients import fisher, gradient, grasp, snip, synflow, taylor, taylor_squared
 from surgeon.score.magnitude import bn_scale, fpgm, l1, l2, lamp, linf, random
@@ -87,7 +89,8 @@ def score(graph: DependencyGraph, criterion: Criterion = "l1", **options: Any) -
             )
         _check_options(criterion, options)
         _check_weights(graph, criterion, options)
-        return Scores(CRITERIA[criterion](graph, **options), criterion)
+        with nullcontext() if "data" in options else uncollected():
+            return Scores(CRITERIA[criterion](graph, **options), criterion)
     scores = {}
     for group in graph.free:
         values = torch.as_tensor(criterion(graph, group)).detach().double().cpu()
