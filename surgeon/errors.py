@@ -11,10 +11,11 @@ SurgeonError
 ├── ScoreError          weights or scores that can't be ranked (NaN, wrong length)
 ├── DataError           calibration data that is empty, not finite, or does not fit the model
 ├── RecoverError        compensation that can't be made, such as for a model whose calls changed with the cut
-├── PlanMismatch        the plan was made for another architecture; names the tensor
+├── PlanMismatch        the plan was made for another architecture, or is malformed; names the tensor
 ├── MigrateError        an optimizer's state that can't follow a cut
 ├── ConvertError        what another tool left that can't be read as a plan; says which values are ambiguous
 ├── ExportError         a file that can't be written, or that computes something else than the model
+├── FileError           a file that is damaged, incomplete or hostile, or can't be written
 ├── VerificationError   the small model does not compute what the masked original computes
 ├── EvaluationError     ``evaluate`` or ``finetune`` failed, or gave no finite number; names the cut
 ├── AccuracyDrop        no cut stays within ``max_drop``; says how close one came
@@ -42,6 +43,7 @@ __all__ = [
     "MigrateError",
     "ConvertError",
     "ExportError",
+    "FileError",
     "VerificationError",
     "EvaluationError",
     "AccuracyDrop",
@@ -99,7 +101,11 @@ class RecoverError(SurgeonError):
 
 
 class PlanMismatch(SurgeonError):
-    """The plan was made for another architecture."""
+    """The plan was made for another architecture, or is no plan."""
+
+
+class FileError(SurgeonError):
+    """A file can't be read, is not what it should be, or can't be written."""
 
 
 class MigrateError(SurgeonError):

@@ -17,7 +17,7 @@ ROOT = Path(surgeon.__file__).parent
 
 # From the bottom up. A package imports from lower layers, and from its own without a cycle.
 LAYERS = (
-    {"errors", "aten", "dispatch", "exported", "modules", "evaluation"},
+    {"errors", "files", "aten", "dispatch", "exported", "modules", "evaluation"},
     {"calibrate"},
     {"trace"},
     {"labels"},
@@ -151,8 +151,10 @@ def test_public_names() -> None:
         "SurgeonError",
         "compare",
         "export",
+        "load",
         "migrate",
         "operate",
+        "operate_file",
         "pareto",
         "plan",
         "plan_from_history",
@@ -161,6 +163,7 @@ def test_public_names() -> None:
         "prune",
         "recover",
         "rule",
+        "save",
         "score",
         "sensitivity",
         "trace",
