@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import os
+from collections.abc import Iterable
 from typing import Any, overload
 
 import torch
@@ -44,7 +45,7 @@ def operate(model: Model, plan: Plan, *, inplace: bool = False) -> nn.Module | E
     if inplace and isinstance(model, Program):
         raise UnsupportedModel("an exported program can't be cut in place; use what operate returns")
     tensors, before = _named_tensors(model), dict(model.named_parameters())
-    _check(model, tensors, plan)
+    _check(model, tensors, before, plan)
     new = {id(tensors[name]): _cut(tensors[name], plan, name) for name in plan.cuts}
     if inplace:
         twins = _twins(model, plan)
@@ -71,9 +72,9 @@ def _named_tensors(model: nn.Module) -> dict[str, Tensor]:
     return named
 
 
-def _check(model: nn.Module, tensors: dict[str, Tensor], plan: Plan) -> None:
+def _check(model: nn.Module, tensors: dict[str, Tensor], parameters: Iterable[str], plan: Plan) -> None:
     """Refuse a model that is not of the architecture; nothing has been touched so far."""
-    _check_names(model, tensors, plan)
+    _check_names(tensors, parameters, plan)
     modules = dict(model.named_modules(remove_duplicate=False))
     for edit in plan.edits:
         found = _read(modules.get(edit.owner), edit)
@@ -84,7 +85,7 @@ def _check(model: nn.Module, tensors: dict[str, Tensor], plan: Plan) -> None:
             )
 
 
-def _check_names(model: nn.Module, tensors: dict[str, Tensor], plan: Plan) -> None:
+def _check_names(tensors: dict[str, Tensor], parameters: Iterable[str], plan: Plan) -> None:
     other = "the plan is for another architecture: "
     names: dict[int, str] = {}
     for name, shape in plan.fingerprint.items():
@@ -95,7 +96,7 @@ def _check_names(model: nn.Module, tensors: dict[str, Tensor], plan: Plan) -> No
         twin = names.setdefault(id(tensors[name]), name)
         if twin != name:
             raise PlanMismatch(f"{other}{twin} and {name} are one tensor here, and two in the plan")
-    unknown = {name for name, _ in model.named_parameters()} - set(plan.fingerprint)
+    unknown = set(parameters) - set(plan.fingerprint)
     for name in sorted(unknown):
         if name in plan.tied:
             raise PlanMismatch(f"{other}{name} is tied to {plan.tied[name]} in the plan, and not in this model")
