@@ -119,7 +119,20 @@ def untouched(model: nn.Module) -> Iterator[None]:
     # Most are registries of hooks, and empty.
     saved = [(entries, entries.copy()) for entries in {id(entries): entries for entries in held if entries}.values()]
     empty = [entries for entries in held if not entries]
-    tensors = {id(b): b for module in modules for b in module._buffers.values() if b is not None}
+    try:
+        with buffers_kept(model):
+            yield
+    finally:
+        for entries in empty:
+            entries.clear()
+        for entries, before in saved:
+            _restore(entries, before)
+
+
+@contextmanager
+def buffers_kept(model: nn.Module) -> Iterator[None]:
+    """Leave buffers that a forward pass writes to, and the random state, as they were."""
+    tensors = {id(b): b for module in model.modules() for b in module._buffers.values() if b is not None}
     buffers = [(b, b._version, b.detach().clone()) for b in tensors.values() if not b.is_inference()]
     on_gpu = {p.get_device() for p in model.parameters() if p.is_cuda} if torch.cuda.is_initialized() else set()
     try:
@@ -129,10 +142,6 @@ def untouched(model: nn.Module) -> Iterator[None]:
         for buffer, version, value in buffers:
             if buffer._version != version:
                 buffer.data.copy_(value)
-        for entries in empty:
-            entries.clear()
-        for entries, before in saved:
-            _restore(entries, before)
 
 
 @contextmanager

@@ -23,10 +23,10 @@ LAYERS = (
     {"labels"},
     {"counts", "groups"},
     {"graph"},
-    {"score", "plan", "operate", "verify", "recover", "report", "guard"},
+    {"score", "plan", "operate", "verify", "recover", "report", "deploy", "guard"},
     {"latency"},
     {"api"},
-    {"convert", "deploy", "sensitivity"},
+    {"convert", "sensitivity"},
 )
 LAYER_OF = {package: i for i, layer in enumerate(LAYERS) for package in layer}
 
