@@ -7,13 +7,14 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.nn.modules.conv import _ConvNd
 
 from surgeon.modules import records, tensors_in
 
 LAYOUTS = {"channels_last": (4, torch.channels_last), "channels_last_3d": (5, torch.channels_last_3d)}
 
 # Layers that compensation gives a bias.
-TAKE_BIAS = (nn.Linear, nn.Conv1d, nn.Conv2d, nn.Conv3d)
+TAKE_BIAS = (nn.Linear, _ConvNd)
 
 
 def named_tensors(model: nn.Module) -> dict[str, Tensor]:
