@@ -33,7 +33,7 @@ KEPT = RESULTS / "accuracy.jsonl"
 PAGE = Path(__file__).parent.parent / "docs" / "accuracy.md"
 
 BUDGETS = (0.9, 0.7, 0.5, 0.35, 0.2)
-HEADLINES = ("torch-pruning*", "random", "uniform", "l1", "l1 + *", FULL)
+HEADLINES = ("torch-pruning L1*", "l1", "l1 + merge", "l1 + noise", FULL)
 TUNED = ("torch-pruning L1, global", "torch-pruning Taylor, global", "random", "l1", FULL)
 
 
@@ -54,11 +54,11 @@ EXTENTS = {
     "resnet20": Extent(
         once=("random + ridge", "uniform + ridge", "obs + ridge"),
         images=2000,
-        all_images=("torch-pruning L1*", "l1", "l1 + [!n]*", "l1 + noise", FULL),
+        all_images=("l1", "l1 + merge", FULL),
         tuned=TUNED,
     ),
     "resnet56": Extent((0.7, 0.5), HEADLINES, seeds=1, images=2000, all_images=(FULL,), tuned=()),
-    "digits": Extent(),
+    "digits": Extent(tuned=TUNED),
     "vit": Extent(()),
     "mlp": Extent(()),
 }
