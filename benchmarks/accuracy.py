@@ -185,7 +185,7 @@ def _processor() -> str:
 
 def _options() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("networks", nargs="*", choices=list(SUBJECTS), default=list(SUBJECTS), metavar="network")
+    parser.add_argument("networks", nargs="*", default=list(SUBJECTS), help=", ".join(SUBJECTS))
     parser.add_argument("--budgets", type=float, nargs="+", help="largest shares of the FLOPs that may stay")
     parser.add_argument("--methods", nargs="+", help="names or globs, of: " + "; ".join(METHODS))
     parser.add_argument("--seeds", type=int, help="of methods that draw images or scores")
@@ -196,7 +196,11 @@ def _options() -> argparse.Namespace:
     parser.add_argument(
         "--page", action="store_true", help="only write tables, page and plot from the rows that were kept"
     )
-    return parser.parse_args()
+    options = parser.parse_args()
+    unknown = [name for name in options.networks if name not in SUBJECTS]
+    if unknown:
+        parser.error(f"there is no network {unknown[0]!r}; choose of {', '.join(SUBJECTS)}")
+    return options
 
 
 if __name__ == "__main__":

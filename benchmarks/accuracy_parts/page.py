@@ -154,7 +154,7 @@ def _network(rows: Sequence[Row]) -> Iterator[str]:
     yield from (f"## {TITLES[name]}", "")
     if whole:
         told = ", ".join(f"{whole[s]:.2f} {title}" for s, title in STAGES.items() if whole[s] is not None)
-        yield from (f"Not cut: {told}; {whole['images']:,} test images.", "")
+        yield from (f"Not cut: {told.replace('as cut', 'as it is')}; {whole['images']:,} test images.", "")
     if len(budgets) > 2:
         yield from ("![Accuracy against FLOPs](accuracy.svg)", "") if name == "resnet20" else ()
         for stage, title in STAGES.items():
