@@ -140,7 +140,8 @@ def plan(
     """
     _check_names(options)
     if latency is None:
-        return make_plan(graph, scores, **options)
+        with uncollected():
+            return make_plan(graph, scores, **options)
     if options.get("ratio") is not None:
         raise BudgetError("give either a ratio or budgets, not both")
     for name, asked in options.items():

@@ -13,6 +13,7 @@ from torch import Tensor
 from surgeon.labels.family import Extent, Family, extent
 from surgeon.labels.ops import Shape
 from surgeon.labels.units import Solution, incidence
+from surgeon.trace.recorder import source_line
 
 
 @dataclass(frozen=True)
@@ -57,7 +58,7 @@ class Counts:
         known = self._by_tensor.get(id(labels))
         if known is not None:
             return known[0]
-        classes = self.solution.class_of[labels.reshape(-1).numpy()]
+        classes = self.solution.of(labels)
         number = self._by_content.setdefault((len(classes), int(self._weights[classes].sum())), len(self.rows))
         if number == len(self.rows):
             self.rows.append(classes)
@@ -84,7 +85,10 @@ class Counts:
 
     def _lowered(self, shape: Shape) -> tuple[int | Counted, ...]:
         sizes, families = shape
-        return tuple(self.dim(extent(sizes, families, dim)) for dim in range(len(sizes)))
+        varying = {dim for family in families for dim in family.dims}
+        return tuple(
+            self.dim(extent(sizes, families, dim)) if dim in varying else size for dim, size in enumerate(sizes)
+        )
 
     def matrix(self) -> sparse.csr_matrix:
         """Return how often each class occurs in each width, ``[widths, classes]``."""
@@ -98,12 +102,16 @@ class Node:
     index: int
     name: str
     module: str
-    source: str
+    location: tuple[str, int]
     operands: tuple[tuple[int | Counted, ...], ...]
     results: tuple[tuple[int | Counted, ...], ...]
     parameters: tuple[str, ...]
     settings: Mapping[str, Any]
     needed: bool = True
+
+    @property
+    def source(self) -> str:
+        return source_line(self.location)
 
     def __str__(self) -> str:
         return f"{self.name} in {self.module or 'the model'} ({self.source})"

@@ -56,15 +56,16 @@ class DependencyGraph:
         attributes = {a for c in constraints for a in c.attributes} | {n for n in numbers if isinstance(n, Attribute)}
         self.old = {a: v for a in attributes if (v := _current(self.modules, a)) is not None}
         self.places = [
-            locate(name, value, family, flow, self.solution)
+            locate(name, family, flow, self.solution)
             for name, value in flow.leaves.items()
             for family in (*value.families, *value.fixed)
         ]
         self.shapes = {
             name: self.counts.shape((value.shape, tuple(value.families))) for name, value in flow.leaves.items()
         }
-        self.parameters = {name for name, _ in model.named_parameters()}
-        self.aliases = _aliases(model, self.shapes)
+        named = dict(model.named_parameters(remove_duplicate=False))
+        self.aliases = _aliases({**named, **dict(model.named_buffers(remove_duplicate=False))})
+        self.parameters = {name for name in named if self.aliases[name] == name}
         live = needed(flow.ops, flow.outputs)
         self.nodes = [self._lower(op, i in live) for i, op in enumerate(flow.ops)]
         self.allocations = [self._held(allocation) for allocation in flow.lifetimes.allocations]
@@ -84,7 +85,7 @@ class DependencyGraph:
     def _lower(self, op: Op, live: bool) -> Node:
         operands = tuple(self.counts.shape(s) for s in op.operands if s is not None)
         results = tuple(self.counts.shape(s) for s in op.results)
-        return Node(op.index, op.name, op.module, op.source, operands, results, op.parameters, op.settings, live)
+        return Node(op.index, op.name, op.module, op.location, operands, results, op.parameters, op.settings, live)
 
     def _held(self, allocation: Allocation) -> Held:
         end = len(self.flow.ops) if allocation.died is None else allocation.died
@@ -215,13 +216,14 @@ class DependencyGraph:
             used = {d for place in places for d in place.dims}
             taps = [d for d in range(value.dim()) if d not in used]
             value = value.detach()
+            wide = torch.promote_types(value.dtype, torch.float32)  # what torch adds up in, whatever it returns
             if taps and value.numel() > max(1, prod(value.shape[d] for d in used)):
-                value = value.sum(dim=taps, keepdim=True)
+                value = value.sum(dim=taps, keepdim=True, dtype=wide)
             for place in places:
                 rest = [d for d in range(value.dim()) if d not in place.dims]
-                along = value.sum(dim=rest, dtype=torch.float64) if rest else value.to(torch.float64, copy=True)
+                along = value.sum(dim=rest, dtype=wide) if rest else value
                 at.append(place.classes)
-                amounts.append(along.reshape(-1).cpu().numpy())
+                amounts.append(along.reshape(-1).to("cpu", torch.float64, copy=True).numpy())
         total = np.bincount(np.concatenate(at), np.concatenate(amounts), self.solution.classes)
         units = torch.from_numpy(np.asarray(self.solution.closure @ total))
         return {group.name: units[torch.from_numpy(group.units)] for group in self.free}
@@ -266,7 +268,7 @@ class DependencyGraph:
         for op in self.flow.ops:
             for reduction in op.reductions:
                 for family in reduction.shape[1]:
-                    classes = self.solution.class_of[family.labels.reshape(-1).numpy()]
+                    classes = self.solution.of(family.labels)
                     yield op.index, op.name, reduction.position, family.dims, classes
 
     def layer_names(self) -> list[str]:
@@ -343,14 +345,10 @@ def _current(modules: Mapping[str, nn.Module], attribute: Attribute) -> int | No
         return None
 
 
-def _aliases(model: nn.Module, shapes: Mapping[str, Any]) -> dict[str, str]:
-    """Map every name of a tied parameter to the one under which it was recorded."""
+def _aliases(tensors: Mapping[str, Tensor]) -> dict[str, str]:
+    """Map every name of a tied tensor to its first, under which it was recorded."""
     first: dict[int, str] = {}
-    names: dict[str, str] = {}
-    tensors = [*model.named_parameters(remove_duplicate=False), *model.named_buffers(remove_duplicate=False)]
-    for name, tensor in tensors:
-        names[name] = first.setdefault(id(tensor), name)
-    return names
+    return {name: first.setdefault(id(tensor), name) for name, tensor in tensors.items()}
 
 
 def _layer_graph(model: nn.Module, graph: DependencyGraph) -> nx.DiGraph:

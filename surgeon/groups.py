@@ -8,7 +8,7 @@ from dataclasses import dataclass, field, replace
 import numpy as np
 from scipy import sparse
 
-from surgeon.labels.family import Family, Value
+from surgeon.labels.family import Family
 from surgeon.labels.flow import Flow
 from surgeon.labels.space import Reason
 from surgeon.labels.units import Block, Solution, incidence
@@ -85,7 +85,7 @@ def named(groups: Sequence[Group]) -> list[Group]:
     return found
 
 
-def locate(name: str, value: Value, family: Family, flow: Flow, solution: Solution) -> Place:
-    classes = solution.class_of[family.labels.reshape(-1).numpy()]
+def locate(name: str, family: Family, flow: Flow, solution: Solution) -> Place:
+    """Return where a family of a parameter sits."""
     sides = frozenset().union(*(flow.role.get((name, dim), set()) for dim in family.dims))
-    return Place(name, family.dims, classes, sides)
+    return Place(name, family.dims, solution.of(family.labels), sides)

@@ -6,11 +6,12 @@ import gc
 import logging
 import os
 from collections import OrderedDict
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from difflib import get_close_matches
 from enum import Enum
 from functools import lru_cache
+from operator import is_
 from typing import Any
 
 import torch
@@ -24,24 +25,29 @@ from surgeon.exported import Program, load
 Model = nn.Module | ExportedProgram | str | os.PathLike[str]
 
 
-def tensors_in(tree: Any) -> Iterator[Tensor]:
-    """Yield the tensors inside nested tuples, lists, dicts and dataclass-like outputs."""
+def tensors_in(tree: Any) -> list[Tensor]:
+    """Return the tensors inside nested tuples, lists, dicts and dataclass-like outputs."""
+    found: list[Tensor] = []
+    _gather(tree, found)
+    return found
+
+
+def _gather(tree: Any, found: list[Tensor]) -> None:
     if isinstance(tree, Tensor):
-        yield tree
-    elif tree is None or isinstance(tree, (int, float, str)):
+        found.append(tree)
         return
-    elif isinstance(tree, (list, tuple)):
-        for item in tree:
-            yield from tensors_in(item)
+    if tree is None or isinstance(tree, (int, float, str)):
+        return
+    if isinstance(tree, (list, tuple, set, frozenset)):
+        items: Iterable[Any] = tree
     elif isinstance(tree, Mapping):
-        for item in tree.values():
-            yield from tensors_in(item)
-    elif isinstance(tree, (set, frozenset)):
-        for item in tree:
-            yield from tensors_in(item)
+        items = tree.values()
     elif hasattr(tree, "__dict__") and not isinstance(tree, (type, nn.Module)) and not callable(tree):
-        for item in vars(tree).values():
-            yield from tensors_in(item)
+        items = vars(tree).values()
+    else:
+        return
+    for item in items:
+        _gather(item, found)
 
 
 def bare(model: Any) -> nn.Module:
@@ -99,42 +105,33 @@ def holder(module: nn.Module, name: str) -> tuple[dict[str, Any], str]:
     return vars(owner), leaf
 
 
-_NOTHING: Mapping[str, Any] = {}
-
-
 @contextmanager
 def untouched(model: nn.Module) -> Iterator[None]:
     """Leave modules' attributes, buffers, registries, hooks, train/eval flags and the random state as they were."""
-    saved = [
-        (
-            vars(module),
-            dict(vars(module)),
-            [(v, dict(v) if v else _NOTHING) for v in vars(module).values() if isinstance(v, dict)],
-        )
-        for module in model.modules()
-    ]
-    plain = {id(attributes): attributes for module in model.modules() for _, attributes in records(module)}
-    saved += [(attributes, dict(attributes), []) for attributes in plain.values()]
-    buffers = [
-        (buffer, buffer._version, buffer.detach().clone()) for buffer in model.buffers() if not buffer.is_inference()
-    ]
-    devices = sorted({p.device.index or 0 for p in model.parameters() if p.device.type == "cuda"})
+    modules = list(model.modules())
+    held: list[dict[Any, Any]] = [attributes for module in modules for _, attributes in records(module)]
+    for module in modules:
+        held.append(vars(module))
+        held.extend(value for value in vars(module).values() if isinstance(value, dict))
+    saved = [(entries, entries.copy()) for entries in {id(entries): entries for entries in held}.values()]
+    tensors = {id(b): b for module in modules for b in module._buffers.values() if b is not None}
+    buffers = [(b, b._version, b.detach().clone()) for b in tensors.values() if not b.is_inference()]
+    on_gpu = {p.get_device() for p in model.parameters() if p.is_cuda} if torch.cuda.is_initialized() else set()
     try:
-        with torch.random.fork_rng(devices=devices):
+        with torch.random.fork_rng(devices=sorted(on_gpu)):
             yield
     finally:
         for buffer, version, value in buffers:
             if buffer._version != version:
                 buffer.data.copy_(value)
-        for attributes, before, registries in saved:
-            _restore(attributes, before)
-            for registry, entries in registries:
-                _restore(registry, entries)
+        for entries, before in saved:
+            if entries or before:
+                _restore(entries, before)
 
 
 @contextmanager
 def uncollected() -> Iterator[None]:
-    """Pause the search for reference cycles: facts about labels pile up, and none of them is garbage.
+    """Pause the search for reference cycles: facts and records pile up, and none of them is garbage.
 
     Activations go when their last reference does, as always.
     """
@@ -147,12 +144,11 @@ def uncollected() -> Iterator[None]:
             gc.enable()
 
 
-def _restore(registry: Any, entries: Any) -> None:
-    if not registry and not entries:
-        return
-    if registry.keys() != entries.keys() or any(registry[k] is not v for k, v in entries.items()):
-        registry.clear()
-        registry.update(entries)
+def _restore(entries: dict[Any, Any], before: dict[Any, Any]) -> None:
+    same = len(entries) == len(before) and all(map(is_, entries, before))
+    if not same or not all(map(is_, entries.values(), before.values())):
+        entries.clear()
+        entries.update(before)
 
 
 @contextmanager

@@ -61,7 +61,7 @@ def size(given: Any) -> int:
 
 
 def _check(given: Any, count: int) -> None:
-    tensors = list(tensors_in(given))
+    tensors = tensors_in(given)
     if not tensors:
         raise DataError(f"batch {count} holds no tensor")
     for tensor in tensors:

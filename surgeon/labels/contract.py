@@ -9,7 +9,7 @@ from functools import lru_cache
 
 from torch import Tensor
 
-from surgeon.labels.family import Extent, Family, Value, bind_leaf, build, extent, fuse, make_solid, project
+from surgeon.labels.family import Extent, Family, Value, assembled, bind_leaf, build, extent, fuse, make_solid, project
 from surgeon.labels.meet import Frame, distinct, meet
 from surgeon.labels.notation import Notation, Token
 from surgeon.labels.space import Space
@@ -35,6 +35,7 @@ class Side:
     wide     letters that are more than one position long, of each dimension
     place    where the wide letter is in the common space, for dimensions that have no other; else None
     present  letters along which the tensor is no broadcast
+    sizes    its shape in the common space: 1 where it is not present
     named    dimensions with letters
     """
 
@@ -42,6 +43,7 @@ class Side:
     wide: tuple[Token, ...]
     place: tuple[int | None, ...]
     present: frozenset[str]
+    sizes: tuple[int, ...]
     named: tuple[int, ...]
 
 
@@ -55,10 +57,6 @@ class Layout:
     output: Side
     kept: tuple[int, ...]
     home: Mapping[str, int]
-
-    def shape(self, present: frozenset[str] | Token) -> tuple[int, ...]:
-        """Return the shape of a tensor that varies along some of the letters."""
-        return tuple(self.sizes[t] if t in present else 1 for t in self.letters)
 
 
 @dataclass(eq=False)
@@ -122,7 +120,8 @@ def lay_out(
         wide = tuple(tuple(t for t in token if sizes[t] > 1) for token in tokens)
         place = tuple(letters.index(w[0]) if len(w) == 1 else None for w in wide)
         present = frozenset(t for token, size in zip(tokens, shape) if size > 1 for t in token)
-        return Side(tokens, wide, place, present, tuple(i for i, token in enumerate(tokens) if token))
+        common = tuple(sizes[t] if t in present else 1 for t in letters)
+        return Side(tokens, wide, place, present, common, tuple(i for i, token in enumerate(tokens) if token))
 
     sides = tuple(side(*operand) for operand in operands)
     result = side(output, tuple(math.prod(sizes[t] for t in token) for token in output))
@@ -163,11 +162,13 @@ def _frame(space: Space, operand: Operand, side: Side, layout: Layout, reached: 
         if not token and new:
             value.unbound.discard(dim)
         elif not token:
-            make_solid(space, value, dim, "kernel taps and pixels stay")
+            if value.families:
+                make_solid(space, value, dim, "kernel taps and pixels stay")
         elif new and not reached.issuperset(side.wide[dim]):
             whole = _product_with(token, side, layout)
             if whole:
-                families += build(space, space.fresh(*layout.shape(whole)))[:1]
+                shape = [layout.sizes[t] if t in whole else 1 for t in layout.letters]
+                families += build(space, space.fresh(*shape))[:1]
             else:
                 bind_leaf(space, value, [dim])
     for family in value.families:
@@ -177,7 +178,7 @@ def _frame(space: Space, operand: Operand, side: Side, layout: Layout, reached: 
     unbound = {layout.letters.index(t) for dim in value.unbound for t in side.wide[dim]}
     if unbound:
         unbound -= {d for family in families for d in family.dims}
-    return Frame(layout.shape(side.present), families, unbound, operand.because)
+    return Frame(side.sizes, families, unbound, operand.because)
 
 
 def _product_with(token: Token, side: Side, layout: Layout) -> Token:
@@ -256,5 +257,5 @@ def _to_dims(space: Space, family: Family, side: Side, layout: Layout) -> list[F
             shape.append(math.prod(sizes))
         return labels.expand(full).reshape(shape)
 
-    parents = [Family(run(p.labels)) for p in family.parents]
-    return build(space, run(family.labels), parents)
+    # Several letters become one dimension: what varied along one of them varies along it.
+    return assembled(space, run(family.labels), [Family(run(p.labels)) for p in family.parents])

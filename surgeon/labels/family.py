@@ -116,17 +116,27 @@ def bind_leaf(space: Space, value: Value, dims: Iterable[int] | None = None) -> 
 
 def compact(labels: Tensor) -> Tensor:
     """Shrink to size 1 every dimension along which the labels are constant."""
-    for dim in range(labels.dim()):
-        if labels.size(dim) > 1:
-            first = labels.narrow(dim, 0, 1)
-            if labels.stride(dim) == 0 or bool((labels == first).all()):
-                labels = first
+    table = labels.numpy()
+    if not table.size:  # of nothing, all is constant
+        return labels[(slice(1),) * table.ndim]
+    corner = table[(0,) * table.ndim]
+    for dim in [dim for dim, size in enumerate(table.shape) if size > 1]:
+        beside = table[tuple(int(d == dim) for d in range(table.ndim))]
+        # Most that vary along a dimension do so from the first position to the next.
+        if beside == corner and (table == table.take([0], dim)).all():
+            labels = labels.narrow(dim, 0, 1)
+            table = labels.numpy()
     return labels
 
 
 def build(space: Space, labels: Tensor, parents: Iterable[Family] = ()) -> list[Family]:
-    """Make a family of moved labels: keep the parents that still say something, add those of new rows."""
-    leaf = Family(compact(labels))
+    """Make a family of moved labels, as ``assembled``, shrunk where they are constant."""
+    return assembled(space, compact(labels), parents)
+
+
+def assembled(space: Space, labels: Tensor, parents: Iterable[Family]) -> list[Family]:
+    """Make a family of labels: keep the parents that still say something, add those of new rows."""
+    leaf = Family(labels)
     if not leaf.dims:
         space.pin(leaf.labels, "a single position of the dimension is picked out")
         return []

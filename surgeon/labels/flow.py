@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import weakref
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from typing import Any, TypeVar
+from functools import lru_cache
+from typing import Any, TypeGuard
 
 from torch import Tensor
 
@@ -23,7 +24,7 @@ from surgeon.labels.family import (
     solid_value,
 )
 from surgeon.labels.lifetimes import Lifetimes
-from surgeon.labels.notation import Notation
+from surgeon.labels.notation import Notation, Token
 from surgeon.labels.ops import Op, Reduction, Root, Shape, SizeUse
 from surgeon.labels.space import Space
 from surgeon.modules import tensors_in
@@ -31,7 +32,6 @@ from surgeon.trace import Call, Expression, Power, Tracked, Width
 from surgeon.trace.integers import expression, leaves
 
 Rule = Callable[["Flow", Call], None]
-Number = TypeVar("Number", bound=float)
 
 # Ops that multiply their first tensor by a number, or divide it.
 _FACTORS = {"mul": 1, "multiply": 1, "div": -1, "divide": -1, "true_divide": -1, "truediv": -1}
@@ -101,8 +101,8 @@ class Flow:
 
     def call(self, call: Call) -> None:
         """Apply the rule of a call."""
-        results = list(tensors_in(call.result))
-        given = list(tensors_in([call.args, call.kwargs]))
+        results = call.results
+        given = call.tensors
         if not results and call.name != "setitem" and "::" not in call.name:
             return  # a question about a tensor; an op of a library may write to one
         if call.name == "setitem":
@@ -127,11 +127,11 @@ class Flow:
 
     def leave(self, call: Call) -> None:
         """A custom autograd function without a rule: what no call of its body wrote comes from a kernel of its own."""
-        results = list(tensors_in(call.result))
+        results = call.results
         made = [self.look(tensor).maker for tensor in results]
         if all(at is not None and "empty" not in self.ops[at].name for at in made):
             return
-        given = list(tensors_in([call.args, call.kwargs]))
+        given = call.tensors
         values = [self.look(tensor) for tensor in given]
         shapes = [(v.shape, tuple(v.families)) for v in values]
         self.space.at, self.current, self.pending = call.index, tuple(given), []
@@ -244,7 +244,7 @@ class Flow:
 
     def _powers(self, call: Call) -> None:
         """Note what becomes of numbers that were computed from a width."""
-        powers = numbers_in((call.args, call.kwargs), Power)
+        powers = [number for number in call.numbers if isinstance(number, Power)]
         for power in powers:
             sign = _FACTORS.get(call.name, 0)
             first = call.args[0] if call.args else None
@@ -258,13 +258,10 @@ class Flow:
 
     def roles(self, notation: Notation, operands: Sequence[Operand], rank: int) -> None:
         """Remember which dimensions of parameters face outwards and which face inwards."""
-        outward = {t for token in notation.output for t in token}
         for operand in operands:
-            if operand.value.leaf is None:
-                continue
-            for dim, token in enumerate(operand.tokens):
-                side = "out" if outward & set(token) else "in"
-                self.role.setdefault((operand.value.leaf, dim), set()).add(side)
+            if operand.value.leaf is not None:
+                for dim, side in enumerate(_sides(notation, operand.tokens)):
+                    self.role.setdefault((operand.value.leaf, dim), set()).add(side)
 
     def origin(self, tensor: Tensor) -> str:
         """Say why a tensor without families is solid."""
@@ -286,11 +283,11 @@ class Flow:
     def unknown(self, call: Call, why: str = "") -> None:
         """An op without a rule: nothing that reaches it may be cut."""
         reason = f"{why or 'no rule'} for {call}"
-        for tensor in tensors_in([call.args, call.kwargs]):
+        for tensor in call.tensors:
             pin_value(self.space, self.look(tensor), reason)
         self.literal(call)
         self.unknown_ops[call.index] = reason
-        for tensor in tensors_in(call.result):
+        for tensor in call.results:
             self.set(tensor, [])
 
     def literal(self, call: Call, said: int | None = None) -> None:
@@ -300,7 +297,7 @@ class Flow:
         ----------
         said : sizes from this one on were noted by the call's rule, which knows what becomes of their integers
         """
-        read = [given for given in numbers_in((call.args, call.kwargs), Tracked) if is_tracked(given)]
+        read = [given for given in call.numbers if is_tracked(given)]
         if not read:
             return
         noted = [use.expression for use in self.sizes_used[said:]] if said is not None else []
@@ -339,6 +336,12 @@ class Flow:
             pin_value(self.space, value, "the model's output")
 
 
+@lru_cache(maxsize=4096)
+def _sides(notation: Notation, tokens: tuple[Token, ...]) -> tuple[str, ...]:
+    outward = {letter for token in notation.output for letter in token}
+    return tuple("in" if outward.isdisjoint(token) else "out" for token in tokens)
+
+
 def _leaf(name: str, tensor: Tensor) -> Value:
     shape = tuple(tensor.shape)
     cuttable = tensor.is_floating_point() or tensor.is_complex()
@@ -353,17 +356,6 @@ def _settings(call: Call) -> dict[str, Any]:
     return settings
 
 
-def numbers_in(tree: Any, kind: type[Number]) -> list[Number]:
-    """Return the numbers of a kind among arguments, and inside their tuples, lists and dicts."""
-    found: list[Number] = []
-    for item in tree.values() if isinstance(tree, dict) else tree:
-        if isinstance(item, kind):
-            found.append(item)
-        elif isinstance(item, (tuple, list, dict)):
-            found += numbers_in(item, kind)
-    return found
-
-
-def is_tracked(value: Any) -> bool:
+def is_tracked(value: Any) -> TypeGuard[Tracked]:
     """Tell whether an integer carries a provenance that can change."""
     return isinstance(value, Tracked) and not isinstance(value.expression, int)

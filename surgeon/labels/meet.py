@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from functools import lru_cache
 
 from surgeon.labels.family import Family, fix_all, project
 from surgeon.labels.space import Space
@@ -22,13 +23,18 @@ class Frame:
     families: list[Family]
     unbound: set[int] = field(default_factory=set)
     solid_because: str = ""
-    present: set[int] = field(init=False)
 
-    def __post_init__(self) -> None:
-        self.present = {i for i, size in enumerate(self.sizes) if size > 1}
+    @property
+    def present(self) -> frozenset[int]:
+        return _present(self.sizes)
 
     def along(self, dim: int) -> list[Family]:
         return [f for f in self.families if dim in f.dims]
+
+
+@lru_cache(maxsize=4096)
+def _present(sizes: tuple[int, ...]) -> frozenset[int]:
+    return frozenset(i for i, size in enumerate(sizes) if size > 1)
 
 
 def meet(space: Space, frames: Sequence[Frame]) -> list[Family]:
@@ -60,7 +66,7 @@ def _meet(space: Space, a: Frame, b: Frame) -> Frame:
     return Frame(sizes, _strongest(a.families, b.families), solid_because=a.solid_because or b.solid_because)
 
 
-def _settled(space: Space, a: Frame, b: Frame, shared: set[int]) -> tuple[Frame, Frame]:
+def _settled(space: Space, a: Frame, b: Frame, shared: frozenset[int]) -> tuple[Frame, Frame]:
     """Make the labels of two operands equal, and solid where one of them is, along the dimensions that they share."""
     pairs = [(f, g) for f in a.families for g in b.families if f.dims == g.dims]
     for f, g in pairs:

@@ -10,7 +10,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from surgeon.errors import SurgeonError, TraceError, UnknownLayer
+from surgeon.errors import TraceError, UnknownLayer
+from surgeon.labels.auxiliary import auxiliary
 from surgeon.labels.family import Extent, extent
 from surgeon.labels.flow import Flow
 from surgeon.labels.ops import Op
@@ -68,7 +69,7 @@ def run(model: nn.Module, example_inputs: Any, keep: Iterable[Any] = ()) -> Run:
     flow.take(output)
     flow.lifetimes.stop()
     main, outputs = len(flow.ops), set(flow.outputs)
-    entries = _auxiliary(model, example_inputs, flow, calls, entries)
+    entries = auxiliary(model, example_inputs, flow, calls, entries)
     rescaled, stuck = rescalings(flow, main)
     _keep(model, flow, keep)
     constraints = _constraints(flow, entries) + _declared(model, flow.ops)
@@ -95,7 +96,11 @@ def tie_widths(space: Space, constraints: Sequence[Constraint]) -> None:
         if len(widths) + len(attributes) == 2:
             equal.setdefault(attributes[0] if attributes else id(constraint), []).extend(widths)
     for same in equal.values():
-        rows = {row.numpy().tobytes(): row for width in same for row in _rows(width.source)}
+        # Most are one width that several layers declare.
+        sources = {(id(w.source.labels), id(w.source.rows)): w.source for w in same}
+        if len(sources) == 1 and next(iter(sources.values())).rows is None:
+            continue
+        rows = {row.numpy().tobytes(): row for source in sources.values() for row in _rows(source)}
         if len(rows) > 1 and len({len(row) for row in rows.values()}) == 1:
             space.balance(torch.stack(list(rows.values())))
 
@@ -116,18 +121,6 @@ def _rows(width: Extent) -> list[Tensor]:
     if width.rows is None:
         return [width.labels.reshape(-1).sort().values]
     return list(width.labels.reshape(width.rows.numel(), -1))
-
-
-def _auxiliary(model: nn.Module, example_inputs: Any, flow: Flow, calls: int, entries: Ledger) -> Ledger:
-    unused = [name for name, value in flow.leaves.items() if value.unbound and name in dict(model.named_parameters())]
-    if not unused:
-        return entries
-    try:
-        output, more, _ = record(model, example_inputs, flow, training=True, start=calls)
-    except SurgeonError:
-        return entries
-    flow.take(output)
-    return Ledger(entries.comparisons + more.comparisons, entries.escapes + more.escapes, entries.powers + more.powers)
 
 
 def _constraints(flow: Flow, entries: Ledger) -> list[Constraint]:
@@ -156,17 +149,17 @@ def _read(flow: Flow, others: Sequence[Constraint]) -> list[Constraint]:
 def _declared(model: nn.Module, ops: Sequence[Op]) -> list[Constraint]:
     found = []
     modules = dict(model.named_modules())
-    for op in ops:
-        module = modules[op.module]
+    for op in (op for op in ops if op.name.startswith(_DECLARING)):
+        attributes = vars(modules[op.module])
         for name, (side, dim) in _DECLARED.items():
-            if not op.name.startswith(_DECLARING) or type(vars(module).get(name)) is not int:
+            if type(attributes.get(name)) is not int:
                 continue
             shape = op.operands[0] if side == "operand" else op.results[0]
             if shape is None or not shape[0]:
                 continue
             channel = dim if dim < 0 or op.name == "batch_norm" else _channel_dim(op, side)
             width = extent(shape[0], shape[1], channel % len(shape[0]))
-            if isinstance(width, Extent) and width.size == vars(module)[name]:
+            if isinstance(width, Extent) and width.size == attributes[name]:
                 found.append(Constraint(Attribute(op.module, name), Width(width, width.size), op.index, name))
     return found
 

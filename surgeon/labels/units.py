@@ -9,13 +9,15 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from math import gcd
 
 import numpy as np
 from scipy import sparse
 from scipy.sparse.csgraph import connected_components
+from torch import Tensor
 
-from surgeon.labels.space import ALWAYS, Reason, Space, Table
+from surgeon.labels.space import ALWAYS, Reason, Space, Table, flat
 
 
 @dataclass(frozen=True, eq=False)
@@ -36,6 +38,17 @@ class Solution:
     @property
     def classes(self) -> int:
         return int(self.closure.shape[1])
+
+    def of(self, labels: Tensor) -> np.ndarray:
+        """Return the classes of labels, flattened; the same array when asked for the same labels again."""
+        known = self._known.get(id(labels))
+        if known is None:
+            known = self._known[id(labels)] = labels, self.class_of[flat(labels)]
+        return known[1]
+
+    @cached_property
+    def _known(self) -> dict[int, tuple[Tensor, np.ndarray]]:
+        return {}
 
     def __str__(self) -> str:
         return f"Solution({self.classes} classes, {self.closure.shape[0]} units, {len(self.tables)} tables)"
@@ -99,12 +112,12 @@ def _closures(space: Space, class_of: np.ndarray, free: np.ndarray, count: int) 
     Classes that take the same along are one unit.
     """
     child, parent, node = _edges(space, class_of)
-    involved = np.unique(np.concatenate([child, parent]))
-    alone = np.setdiff1d(free, involved, assume_unique=True)
+    tied = np.zeros(count, bool)
+    tied[child] = tied[parent] = True
+    involved, alone, seeds = np.flatnonzero(tied), free[~tied[free]], free[tied[free]]
     single = sparse.csr_matrix(
         (np.ones(len(alone), np.int32), (np.arange(len(alone)), alone)), shape=(len(alone), count)
     )
-    seeds = np.intersect1d(free, involved, assume_unique=True)
     unit_of = np.full(count, -1)
     unit_of[alone] = np.arange(len(alone))
     if not len(seeds):
@@ -180,8 +193,11 @@ def _sign(matrix: sparse.spmatrix) -> sparse.csr_matrix:
 
 def signatures(matrix: sparse.csr_matrix) -> np.ndarray:
     """Hash every row of a sparse matrix of counts into 64 bits: equal rows, equal hashes."""
-    weights = np.random.default_rng(0).integers(1, 2**62, matrix.shape[1], dtype=np.int64)
-    return np.asarray(matrix.astype(np.int64) @ weights)
+    return np.asarray(matrix @ _weights(matrix.shape[1]))
+
+
+def _weights(size: int) -> np.ndarray:
+    return np.random.default_rng(0).integers(1, 2**62, size, dtype=np.int64)
 
 
 def members_of(label: np.ndarray) -> list[np.ndarray]:
@@ -217,15 +233,14 @@ def arrange(solution: Solution, widths: sparse.csr_matrix) -> list[Block]:
     widths : counts ``[widths, classes]``; units that touch the same widths equally are interchangeable.
     """
     closure = solution.closure
-    touched = (closure @ widths.T).tocsr()
     rows, bounds = _table_rows(solution)
     partial, full = _losses(closure, rows)
+    by_width, by_row, by_table = np.split(
+        _weights(widths.shape[0] + rows.shape[0] + len(bounds)), [widths.shape[0], widths.shape[0] + rows.shape[0]]
+    )
     # Which rows go whole tells units apart only by how many: heads are alike though each takes a row of its own.
     table_of = np.repeat(np.arange(len(bounds) - 1), np.diff(bounds))
-    gone = sparse.csr_matrix(
-        (full.data, table_of[full.indices], full.indptr), shape=(len(full.indptr) - 1, len(bounds) - 1)
-    )
-    mark = signatures(sparse.hstack([touched, partial, gone]).tocsr())
+    mark = closure @ (widths.T @ by_width) + partial @ by_row + full @ by_table[table_of]
     _, atom_of = np.unique(mark, return_inverse=True)
     atoms = members_of(atom_of)
     first = np.array([atom[0] for atom in atoms], dtype=int)

@@ -76,7 +76,7 @@ def _compiled(model: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -
 
 def _onnxruntime(model: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Runner:
     onnxruntime = _required("onnxruntime", "onnx", "onnxscript")
-    tensors = list(tensors_in([args, kwargs]))
+    tensors = tensors_in([args, kwargs])
     kind = tensors[0].device.type if tensors else "cpu"
     provider = "CUDAExecutionProvider" if kind == "cuda" else "CPUExecutionProvider"
     if provider not in onnxruntime.get_available_providers():

@@ -85,7 +85,7 @@ def default_path() -> Path:
 
 def environment(model: nn.Module, example_inputs: Any, backend: str) -> str:
     """Say what a measurement depends on besides the op: device, dtype, back end, threads, batch, layout, versions."""
-    tensors = list(tensors_in(as_arguments(example_inputs)))
+    tensors = tensors_in(as_arguments(example_inputs))
     device = tensors[0].device if tensors else torch.device("cpu")
     batch = tensors[0].shape[0] if tensors and tensors[0].dim() else 1
     parameters = [p for p in model.parameters() if p.is_floating_point()]

@@ -182,7 +182,7 @@ def _kept_memory() -> Iterator[None]:
 
 def device_of(example_inputs: Any) -> torch.device:
     """Return the device of the first tensor among the inputs."""
-    first = next(tensors_in(as_arguments(example_inputs)), None)
+    first = next(iter(tensors_in(as_arguments(example_inputs))), None)
     return torch.device("cpu") if first is None else first.device
 
 

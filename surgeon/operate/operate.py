@@ -12,7 +12,7 @@ from torch.export import ExportedProgram
 
 from surgeon.errors import PlanMismatch, SurgeonError, UnsupportedModel
 from surgeon.exported import Program, rebuild
-from surgeon.modules import Model, bare, holder, records
+from surgeon.modules import Model, bare, holder, records, uncollected
 from surgeon.operate.select import factors, select, shrunk
 from surgeon.plan.plan import Edit, Plan
 
@@ -21,6 +21,7 @@ from surgeon.plan.plan import Edit, Plan
 def operate(model: nn.Module, plan: Plan, *, inplace: bool = False) -> nn.Module: ...
 @overload
 def operate(model: ExportedProgram | str | os.PathLike[str], plan: Plan) -> ExportedProgram: ...
+@uncollected()
 def operate(model: Model, plan: Plan, *, inplace: bool = False) -> nn.Module | ExportedProgram:
     """Return a smaller model of the same class; the original is untouched unless ``inplace``.
 
@@ -131,9 +132,12 @@ def _replace(model: nn.Module, new: dict[int, Tensor]) -> None:
 
 def _twins(model: nn.Module, plan: Plan) -> dict[int, Any]:
     """Copy the plain objects that edits write to, and those that hold them; id of the original -> copy."""
-    held = {id(vars(m)[name]): vars(m)[name] for m in model.modules() for name, _ in records(m)}
     modules = dict(model.named_modules(remove_duplicate=False))
-    written = {id(holder(modules[edit.owner], edit.name)[0]) for edit in plan.edits}
+    owners = {id(vars(modules[edit.owner])) for edit in plan.edits}
+    written = {id(holder(modules[edit.owner], edit.name)[0]) for edit in plan.edits} - owners
+    if not written:
+        return {}
+    held = {id(vars(m)[name]): vars(m)[name] for m in model.modules() for name, _ in records(m)}
     found = {key: record for key, record in held.items() if id(vars(record)) in written}
     while more := [k for k, r in held.items() if k not in found and any(id(v) in found for v in vars(r).values())]:
         found.update((key, held[key]) for key in more)
@@ -142,6 +146,8 @@ def _twins(model: nn.Module, plan: Plan) -> dict[int, Any]:
 
 def _hold(model: nn.Module, twins: dict[int, Any]) -> None:
     """Make modules, and the copies themselves, hold the copies."""
+    if not twins:
+        return
     holders: list[dict[str, Any]] = [vars(held) for held in (*model.modules(), *twins.values())]
     for attributes in holders:
         attributes.update({name: twins[id(value)] for name, value in attributes.items() if id(value) in twins})

@@ -34,8 +34,7 @@ def select(tensor: Tensor, cut: Cut) -> Tensor:
             kept = kept.index_select(s.dims[0], torch.from_numpy(s.keep).to(tensor.device))
     else:
         kept = tensor.detach()[mask(tensor, cut)].reshape(cut.new_shape)
-    layout = _layout(tensor)
-    return kept.contiguous(memory_format=layout)
+    return kept.contiguous(memory_format=_layout(tensor))
 
 
 def spread(scale: Scale, tensor: Tensor) -> Tensor:

@@ -72,12 +72,13 @@ def _size(dim: int | Counted) -> int:
 
 
 def _cuts(graph: DependencyGraph, alive: np.ndarray, counts: np.ndarray) -> dict[str, Cut]:
+    # A layer and the norms behind it hold one array of classes.
+    kept = {id(at): np.flatnonzero(alive[at]) for at in {id(p.classes): p.classes for p in graph.places}.values()}
     selections: dict[str, list[Selection]] = {}
     for place in graph.places:
-        keep = alive[place.classes]
-        if not keep.all():
-            kept = Selection(place.dims, len(keep), np.flatnonzero(keep))
-            selections.setdefault(place.parameter, []).append(kept)
+        stays, of = kept[id(place.classes)], len(place.classes)
+        if len(stays) < of:
+            selections.setdefault(place.parameter, []).append(Selection(place.dims, of, stays))
     cuts = {}
     for name, chosen in selections.items():
         shape = graph.shapes[name]

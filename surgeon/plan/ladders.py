@@ -6,6 +6,7 @@ import fnmatch
 import re
 from collections.abc import Mapping, Sequence
 from functools import reduce
+from itertools import groupby
 from math import ceil, gcd
 from typing import TYPE_CHECKING, Any
 
@@ -102,12 +103,15 @@ def ranked(group: Group, scores: Mapping[str, Any]) -> tuple[np.ndarray, np.ndar
             f"group {group.name!r} has NaN or infinite scores; check the weights of {', '.join(layers[:4])}"
         )
     start, columns, losses = 0, [], np.zeros(group.size)
-    for row in group.grid:
-        mine = values[start : start + len(row)]
-        start += len(row)
-        order = np.argsort(mine, kind="stable").reshape(group.size, -1)
-        columns.append(row[order])
-        losses += mine[order].sum(axis=1)
+    for _, same in groupby(group.grid, len):
+        rows = np.stack(list(same))
+        mine = values[start : start + rows.size].reshape(rows.shape)
+        start += rows.size
+        order = np.argsort(mine, axis=1, kind="stable")
+        steps = (len(rows), group.size, -1)
+        units, lost = (np.take_along_axis(table, order, 1).reshape(steps) for table in (rows, mine))
+        columns.append(units.transpose(1, 0, 2).reshape(group.size, -1))
+        losses += lost.sum(axis=(0, 2))
     total = losses.sum()
     return np.concatenate(columns, axis=1), losses / total if total > 0 else np.full(group.size, 1 / group.size)
 

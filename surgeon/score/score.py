@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from contextlib import nullcontext
 from inspect import signature
 from typing import TYPE_CHECKING, Any
 
@@ -10,6 +11,7 @@ import torch
 from torch import Tensor
 
 from surgeon.errors import ScoreError
+from surgeon.modules import uncollected
 from surgeon.score.activations import activation, apoz, variance, wanda
 from surgeon.score.gradients import fisher, gradient, grasp, snip, synflow, taylor, taylor_squared
 from surgeon.score.magnitude import bn_scale, fpgm, l1, l2, lamp, linf, random
@@ -71,7 +73,8 @@ def score(graph: DependencyGraph, criterion: Criterion = "l1", **options: Any) -
                 f"unknown criterion {criterion!r}; choose one of {', '.join(sorted(CRITERIA))}, or pass a callable"
             )
         _check_options(criterion, options)
-        return CRITERIA[criterion](graph, **options)
+        with nullcontext() if "data" in options else uncollected():
+            return CRITERIA[criterion](graph, **options)
     scores = {}
     for group in graph.free:
         values = torch.as_tensor(criterion(graph, group)).detach().double().cpu()

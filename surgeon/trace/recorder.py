@@ -6,23 +6,26 @@ import linecache
 import math
 import os
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field
+from functools import cached_property
+from threading import get_ident
 from types import FrameType
 from typing import Any, Protocol
 
 import torch
 from torch import Tensor, nn
-from torch.nn.modules import module as torch_module
 
 from surgeon.dispatch import ASIDES, SIZE_QUERIES, Applied, intercept, op_name
 from surgeon.errors import SurgeonError, TraceError
 from surgeon.modules import as_arguments, records, tensors_in, untouched
-from surgeon.trace.integers import Attribute, Ledger, Tracked, ledger, tracked_roots
+from surgeon.trace.integers import Attribute, Ledger, Power, Tracked, ledger, tracked_roots
 
 _TORCH = os.path.dirname(torch.__file__) + os.sep
 _OWN = os.path.dirname(os.path.dirname(__file__)) + os.sep
 _INTERNAL = frozenset(vars(nn.Module())) | {"training"}
+_SIZES = frozenset({int, tuple, list, torch.Size})
 
 
 @dataclass(frozen=True, eq=False)
@@ -38,6 +41,21 @@ class Call:
     module: str
     location: tuple[str, int]
 
+    @cached_property
+    def tensors(self) -> list[Tensor]:
+        """The tensors among the arguments, and inside their tuples, lists and dicts."""
+        return tensors_in([self.args, self.kwargs])
+
+    @cached_property
+    def results(self) -> list[Tensor]:
+        """The tensors of the result."""
+        return tensors_in(self.result)
+
+    @cached_property
+    def numbers(self) -> list[Tracked | Power]:
+        """The numbers with a provenance among the arguments, and inside their tuples, lists and dicts."""
+        return numbers_in((self.args, self.kwargs))
+
     def argument(self, position: int, name: str, default: Any = None) -> Any:
         """Return an argument given by position or by name."""
         if position < len(self.args):
@@ -46,6 +64,9 @@ class Call:
 
     def __str__(self) -> str:
         return f"{self.name} in {self.module or 'the model'} ({source_line(self.location)})"
+
+
+Recall = Callable[[str, nn.Module, tuple[Any, ...]], Any]
 
 
 class Listener(Protocol):
@@ -64,6 +85,17 @@ class Listener(Protocol):
         ...
 
 
+def numbers_in(tree: Any) -> list[Tracked | Power]:
+    """Return the numbers with a provenance inside tuples, lists and dicts."""
+    found: list[Tracked | Power] = []
+    for item in tree.values() if isinstance(tree, dict) else tree:
+        if isinstance(item, (Tracked, Power)):
+            found.append(item)
+        elif isinstance(item, (tuple, list, dict)):
+            found += numbers_in(item)
+    return found
+
+
 def source_line(location: tuple[str, int]) -> str:
     """Format ``file.py:12: y = x.view(...)``."""
     path, number = location[:2]
@@ -78,19 +110,28 @@ def track_attributes(model: nn.Module) -> None:
     """
     seen: set[int] = set()
     for path, module in model.named_modules():
+        plain = list(records(module))
         attributes = vars(module)
-        for name in attributes.keys() - _INTERNAL:
-            attributes[name] = _track(attributes[name], path, name)
-        for name, held in records(module):
+        attributes.update(_tracked(attributes, path, ""))
+        for name, held in plain:
             if id(held) not in seen:
                 seen.add(id(held))
-                held.update({key: _track(value, path, f"{name}.{key}") for key, value in held.items()})
+                held.update(_tracked(held, path, f"{name}."))
+
+
+def _tracked(attributes: dict[str, Any], owner: str, prefix: str) -> dict[str, Any]:
+    """Return tracked twins of the integers among attributes, and of the tuples and lists of them."""
+    return {
+        name: _track(value, owner, prefix + name)
+        for name, value in attributes.items()
+        if type(value) in _SIZES and name not in _INTERNAL
+    }
 
 
 def _track(value: Any, owner: str, name: str) -> Any:
     if type(value) is int:
         return Tracked(value, Attribute(owner, name))
-    if type(value) in (tuple, list, torch.Size) and any(type(item) is int for item in value):
+    if any(type(item) is int for item in value):
         items = (Tracked(v, Attribute(owner, name, i)) if type(v) is int else v for i, v in enumerate(value))
         return type(value)(items)
     return value
@@ -158,21 +199,49 @@ class _Recording:
             trail = trail.tb_next
         return f"{module or 'the model'}, {source_line(location)}"
 
-    def enter(self, module: nn.Module, args: Any) -> None:
-        self.stack.append(self.names.get(id(module), self.stack[-1] if self.stack else ""))
+    @contextmanager
+    def following(self, recall: Recall | None = None) -> Iterator[None]:
+        """Keep count of the module that runs; hooks on all modules would tell too, at several times the cost."""
+        names, stack, thread, called = self.names, self.stack, get_ident(), nn.Module.__call__
 
-    def leave(self, module: nn.Module, args: Any, result: Any) -> None:
-        self.stack.pop()
+        def call(module: nn.Module, *args: Any, **kwargs: Any) -> Any:
+            if get_ident() != thread:  # the class is everybody's
+                return called(module, *args, **kwargs)
+            path = names.get(id(module), stack[-1] if stack else "")
+            stack.append(path)
+            try:
+                known = _recalled(recall, path, module, args) if recall is not None and not kwargs else None
+                return called(module, *args, **kwargs) if known is None else known
+            finally:
+                stack.pop()
+
+        nn.Module.__call__ = call  # type: ignore[method-assign]
+        try:
+            yield
+        finally:
+            nn.Module.__call__ = called  # type: ignore[method-assign]
+
+
+def _recalled(recall: Recall, path: str, module: nn.Module, args: tuple[Any, ...]) -> Any:
+    with torch._C.DisableTorchFunction():  # what it does is no part of the model
+        return recall(path, module, args)
 
 
 def record(
-    model: nn.Module, example_inputs: Any, listener: Listener, *, training: bool = False, start: int = 0
+    model: nn.Module,
+    example_inputs: Any,
+    listener: Listener,
+    *,
+    training: bool = False,
+    start: int = 0,
+    recall: Recall | None = None,
 ) -> tuple[Any, Ledger, int]:
     """Run the model once under the recorder.
 
     The forward runs without gradients and in eval mode. ``training=True`` puts the modules that
     only hold others in training mode (so that their auxiliary branches run), while layers with state of their
-    own, such as batch norm and dropout, stay in eval mode.
+    own, such as batch norm and dropout, stay in eval mode. ``recall(path, module, args)`` may give the result of a
+    module, which then does not run.
 
     Returns the model's output, the ledger of size comparisons and escapes, and the number of calls.
     Raises TraceError when the forward fails.
@@ -185,12 +254,8 @@ def record(
         for module in model.modules():
             module.training = training and bool(module._modules)
         track_attributes(model)
-        hooks = (
-            torch_module.register_module_forward_pre_hook(recording.enter),
-            torch_module.register_module_forward_hook(recording.leave, always_call=True),
-        )
         try:
-            with torch.no_grad(), ledger(entries), tracked_roots(), intercept(recording):
+            with torch.no_grad(), ledger(entries), tracked_roots(), recording.following(recall), intercept(recording):
                 output = model(*args, **kwargs)
         except SurgeonError:
             raise
@@ -200,7 +265,4 @@ def record(
                 f"the forward pass failed at {recording.origin(error)}: {type(error).__name__}: {error}; "
                 f"example inputs had shapes {given}; check that model(*example_inputs) runs"
             ) from error
-        finally:
-            for hook in hooks:
-                hook.remove()
     return output, entries, recording.count

@@ -87,7 +87,7 @@ def _masked_call(
         raise VerificationError(
             f"the forward pass took another path than the recorded one: call {here[0].call} is {name}, not {here[0].op}"
         )
-    tensors = list(tensors_in([args, kwargs]))
+    tensors = tensors_in([args, kwargs])
     masks: dict[int, Tensor] = {}
     for masked in here:
         tensor = tensors[masked.position]

@@ -159,13 +159,13 @@ def _run_both(
     with torch.no_grad(), untouched(model), untouched(small), evaluating(model, small):
         masked = masked_state({k: _cast(v, dtype) for k, v in state.items()}, plan)
         with intercept(_watched(statistics, watch[0]) if watch else statistics):
-            expected = list(tensors_in(functional_call(model, masked, args, kwargs)))
+            expected = tensors_in(functional_call(model, masked, args, kwargs))
         del masked
         mine = {k: _cast(v, dtype) for k, v in own.items()}
         mine.update(_unrounded(state, own, plan) if dtype == torch.float64 else {})
         # Unwatched, an exported program runs the very operators that it holds.
         with intercept(_watched(lambda f, a, k: f(*a, **k), watch[1])) if watch else unfused():
-            found = list(tensors_in(functional_call(small, mine, args, kwargs)))
+            found = tensors_in(functional_call(small, mine, args, kwargs))
     return expected, found, statistics.dtype
 
 
@@ -224,8 +224,8 @@ def _silent(model: nn.Module, plan: Plan, example_inputs: Any, state: Mapping[st
         return "some weights that are cut are zero throughout"
     args, kwargs = as_arguments(example_inputs)
     with torch.no_grad(), untouched(model), evaluating(model):
-        whole = list(tensors_in(model(*args, **kwargs)))
-        masked = list(tensors_in(functional_call(model, masked_state(state, plan), args, kwargs)))
+        whole = tensors_in(model(*args, **kwargs))
+        masked = tensors_in(functional_call(model, masked_state(state, plan), args, kwargs))
     heard = max(
         (
             float((a - b).abs().max() / a.abs().max().clamp(min=1e-12))

@@ -12,7 +12,6 @@ from surgeon.labels.contract import Contraction, Operand, contract, spell
 from surgeon.labels.family import Extent
 from surgeon.labels.flow import Flow
 from surgeon.labels.notation import Notation, Token, parse
-from surgeon.modules import tensors_in
 from surgeon.trace import Call, Power, Width
 
 _CONV = "input[n (g i) *] weight[(g o) i *] bias[(g o)] stride padding dilation groups=g -> n (g o) *"
@@ -236,7 +235,7 @@ def embedding(flow: Flow, call: Call) -> None:
     if call.func.__module__ == "torch.nn.functional":
         weight = call.argument(1, "weight")
     value = flow.look(weight)
-    for index in tensors_in([call.args, call.kwargs]):
+    for index in call.tensors:
         if index is not weight:
             flow.solid(index, range(index.dim()), "a table of indices")
     families, _ = contract(

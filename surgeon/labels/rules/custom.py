@@ -142,7 +142,7 @@ def mismatch(notation: Notation, call: Call) -> str:
         if argument.dims is not None and isinstance(given, Tensor):
             expected.append((argument.name, argument.dims, given))
     taken = {id(given) for _, _, given in expected}
-    if any(id(tensor) not in taken for tensor in tensors_in([call.args, call.kwargs])):
+    if any(id(tensor) not in taken for tensor in call.tensors):
         return "it does not name all tensors"
     for name, dims, tensor in (*expected, ("the result", notation.output, call.result)):
         spelled = spell(dims, tensor.dim())

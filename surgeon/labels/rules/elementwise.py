@@ -33,7 +33,7 @@ def elementwise(flow: Flow, call: Call) -> None:
     """All tensor operands meet; the result carries what they have in common."""
     if not isinstance(call.result, Tensor):
         return flow.unknown(call, "more than one result")
-    tensors = list(tensors_in([call.args, call.kwargs]))
+    tensors = call.tensors
     flow.set(call.result, together(flow, tensors, call.result.dim()))
 
 
@@ -60,7 +60,7 @@ def _frame(flow: Flow, value: Value, because: str, rank: int) -> Frame:
 
 def broadcast(flow: Flow, call: Call) -> None:
     """broadcast_tensors: all results have the shape in which the tensors meet."""
-    families = together(flow, list(tensors_in(call.args)), call.result[0].dim())
+    families = together(flow, tensors_in(call.args), call.result[0].dim())
     for result in call.result:
         flow.set(result, list(families))
 
@@ -85,7 +85,7 @@ def ordered(flow: Flow, call: Call) -> None:
     tensor = call.args[0]
     flow.align(tensor, [int(call.argument(1, "dim", -1))])
     flow.solid(tensor, [int(call.argument(1, "dim", -1))], f"{call.name} depends on the place along the dimension")
-    for result in tensors_in(call.result):
+    for result in call.results:
         flow.set(result, list(flow.value(tensor).families))
 
 

@@ -6,7 +6,6 @@ from typing import Any
 
 from surgeon.labels.family import Family, fresh_family
 from surgeon.labels.flow import Flow, Rule, is_tracked
-from surgeon.modules import tensors_in
 from surgeon.trace import Call
 
 
@@ -38,9 +37,9 @@ def alike(flow: Flow, call: Call) -> None:
 
 def constant(flow: Flow, call: Call) -> None:
     """arange, tensor, ...: a position's value depends on its place, so none may go."""
-    for tensor in tensors_in([call.args, call.kwargs]):
+    for tensor in call.tensors:
         flow.solid(tensor, range(tensor.dim()), f"read by {call.name}")
-    for result in tensors_in(call.result):
+    for result in call.results:
         flow.set(result, [])
 
 

@@ -10,7 +10,6 @@ from surgeon.labels.flow import Flow, Rule
 from surgeon.labels.notation import parse
 from surgeon.labels.rules.contraction import run_line
 from surgeon.labels.rules.movement import stacked
-from surgeon.modules import tensors_in
 from surgeon.trace import Call
 
 _DEFORMED = (
@@ -71,7 +70,7 @@ def regions(flow: Flow, call: Call) -> None:
     flow.solid(tensor, [0, 2, 3], f"{call.name} looks up regions")
     flow.solid(boxes, [0, 1], f"{call.name} looks up regions")
     left = [f for family in flow.value(tensor).families if (f := project(flow.space, family, [1])) is not None]
-    for result in tensors_in(call.result):
+    for result in call.results:
         flow.set(result, list(left))
 
 

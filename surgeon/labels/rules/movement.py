@@ -263,7 +263,7 @@ def split_at(flow: Flow, call: Call) -> None:
 
 
 def identity(flow: Flow, call: Call) -> None:
-    for result in tensors_in(call.result):
+    for result in call.results:
         flow.set(result, list(flow.value(call.args[0]).families))
 
 

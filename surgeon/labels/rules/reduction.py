@@ -9,7 +9,6 @@ from torch import Tensor
 
 from surgeon.labels.family import Family, Value, compact, project
 from surgeon.labels.flow import Flow, Rule
-from surgeon.modules import tensors_in
 from surgeon.trace import Call
 
 STATISTICS = """
@@ -81,7 +80,7 @@ def search(flow: Flow, call: Call) -> None:
 def drop(flow: Flow, call: Call, value: Value, dims: Sequence[int]) -> None:
     """Set the results of a reduction: what the families say about the other dimensions."""
     left = beside(flow, value.families, len(value.shape), dims)
-    for result in tensors_in(call.result):
+    for result in call.results:
         if result.dim() == len(value.shape):
             flow.set(result, left)
         else:
@@ -129,7 +128,7 @@ def whole(flow: Flow, call: Call, dims: Sequence[int]) -> None:
     tensor = call.args[0]
     flow.solid(tensor, dims, f"{call.name} reads the dimension as a whole")
     left = beside(flow, flow.value(tensor).families, tensor.dim(), dims)
-    for result in tensors_in(call.result):
+    for result in call.results:
         flow.set(result, list(left))
 
 
