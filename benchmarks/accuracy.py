@@ -23,7 +23,7 @@ import torch
 from torch import nn
 
 from benchmarks.accuracy_parts.methods import CALIBRATION, FULL, METHODS, Bench, Method
-from benchmarks.accuracy_parts.page import Row, aggregated, page, plot
+from benchmarks.accuracy_parts.page import WHOLE, Row, aggregated, page, plot
 from benchmarks.accuracy_parts.subjects import SUBJECTS, Subject
 from benchmarks.accuracy_parts.training import fit, normed, reestimated
 from benchmarks.cifar import DATA, accuracy
@@ -62,7 +62,6 @@ EXTENTS = {
     "vit": Extent(()),
     "mlp": Extent(()),
 }
-WHOLE = "not cut"
 
 
 @dataclass(frozen=True)

@@ -7,6 +7,8 @@ from pathlib import Path
 from statistics import mean, stdev
 from typing import Any
 
+from benchmarks.accuracy_parts.methods import FULL, METHODS
+
 Row = dict[str, Any]
 Line = dict[str, Any]
 
@@ -22,9 +24,11 @@ TITLES = {
     "vit": "Half of the MLP units of a small ViT, MNIST",
     "mlp": "Half of the hidden units of an MLP, MNIST",
 }
-WHOLE, RANDOM, PLAIN, FULL, PEER = "not cut", "random", "l1", "obs, curves + ridge", "torch-pruning"
+WHOLE, RANDOM, PLAIN, PEER = "not cut", "random", "l1", "torch-pruning"
 # A method that is further under its budget than this is listed with what it reached.
 CLOSE = 0.005
+# Below this accuracy, of ten classes, what is left is not compared.
+CHANCE = 15.0
 DRAWN = {
     "torch-pruning L1, global": ("tab:gray", "--"),
     "torch-pruning Taylor, global": ("tab:brown", "--"),
@@ -192,18 +196,30 @@ def _cell(row: Row, stage: str, best: float) -> str:
 
 def _limits(rows: Sequence[Row]) -> Iterator[str]:
     """Say what was measured with fewer images or seeds than the rest."""
-    yield "Deviations are those of the seeds; methods that draw nothing have one, and so has fine-tuning. Besides:"
+    yield "Deviations are those of the seeds, three where nothing else is said. What draws nothing has one seed,"
+    yield "and so has fine-tuning. Besides:"
     yield ""
     for name in dict.fromkeys(row["network"] for row in rows):
         mine = [row for row in rows if row["network"] == name]
-        most = max(row["images"] for row in mine)
-        few = sorted({row["images"] for row in mine} - {most})
-        for count in few:
-            methods = dict.fromkeys(row["method"] for row in mine if row["images"] == count)
-            yield f"- {TITLES[name]}: {count:,} of the {most:,} test images for {_listed(methods)}."
-        single = dict.fromkeys(row["method"] for row in mine if row["seeds"] == 1 and "+ ridge" in row["method"])
-        if single:
-            yield f"- {TITLES[name]}: one seed for {_listed(single)}."
+        least = min(row["images"] for row in mine)
+        more = [row for row in mine if row["images"] > least]
+        if more:
+            yield f"- {TITLES[name]}: the first {least:,} test images; {more[0]['images']:,} for {_listed(more, mine)}."
+        for count, told in ((1, "one seed"), (2, "two seeds")):
+            fewer = [r for r in mine if r["seeds"] == count and r["method"] in METHODS and METHODS[r["method"]].draws]
+            if fewer:
+                yield f"- {TITLES[name]}: {told} for {_listed(fewer, mine)}."
+
+
+def _listed(some: Sequence[Row], rows: Sequence[Row]) -> str:
+    """Name the methods of some rows, with the budgets where these are not all that the method has."""
+    found = []
+    for method in dict.fromkeys(row["method"] for row in some):
+        budgets = [row["budget"] for row in some if row["method"] == method]
+        all_of_them = len(budgets) == sum(row["method"] == method for row in rows)
+        found.append(method if all_of_them else f"{method} ({', '.join(f'{b:.3g}' for b in budgets)})")
+    drawn = [m for m in dict.fromkeys(r["method"] for r in rows) if m in METHODS and METHODS[m].draws]
+    return "all that draw" if len(drawn) > 3 and found == drawn else "; ".join(found)
 
 
 def _beaten(rows: Sequence[Row]) -> Iterator[str]:
@@ -226,9 +242,11 @@ def _beaten(rows: Sequence[Row]) -> Iterator[str]:
 
 def _worse_than_random(rows: Sequence[Row]) -> Iterator[str]:
     """List criteria that are below the random control, as cut and with new statistics."""
+    yield f"Columns in which random choice is below {CHANCE:g} percent are left out."
+    yield ""
     found = []
     for name, budget, stage, mine in _columns(rows):
-        if stage == "tuned" or RANDOM not in mine:
+        if stage == "tuned" or mine.get(RANDOM, 0.0) < CHANCE:
             continue
         below = [m for m, value in mine.items() if value < mine[RANDOM] and "+" not in m]
         if below:
@@ -240,7 +258,7 @@ def _worse_than_random(rows: Sequence[Row]) -> Iterator[str]:
 def _peer_ahead(rows: Sequence[Row]) -> Iterator[str]:
     found = []
     for name, budget, stage, mine in _columns(rows):
-        ahead = [m for m, value in mine.items() if m.startswith(PEER) and value > mine.get(PLAIN, 100.0)]
+        ahead = [m for m, value in mine.items() if m.startswith(PEER) and value > max(mine.get(PLAIN, 100.0), CHANCE)]
         if ahead:
             told = {"l1": f"{mine[PLAIN]:.1f}", "ahead": ", ".join(f"{m} {mine[m]:.1f}" for m in ahead)}
             found.append({"network": name, "budget": f"{budget:.3g}", "": STAGES[stage], **told})
@@ -297,10 +315,6 @@ def _columns(rows: Sequence[Row]) -> Iterator[tuple[str, float, str, dict[str, f
 
 def _budgets(rows: Iterable[Row], name: str) -> list[float]:
     return sorted({r["budget"] for r in rows if r["network"] == name and r["method"] != WHOLE}, reverse=True)
-
-
-def _listed(names: Iterable[str]) -> str:
-    return "; ".join(names)
 
 
 def _table(rows: Sequence[Line]) -> Iterator[str]:
