@@ -79,7 +79,7 @@ def plot(rows: Sequence[Row], path: Path) -> None:
     from matplotlib import pyplot
 
     matplotlib.rcParams.update({"svg.hashsalt": "accuracy", "svg.fonttype": "none", "font.size": 9})
-    figure, panels = pyplot.subplots(1, len(STAGES), figsize=(11, 4), sharey=True, layout="constrained")
+    figure, panels = pyplot.subplots(1, len(STAGES), figsize=(11, 4), sharex=True, sharey=True, layout="constrained")
     for panel, (stage, title) in zip(panels, STAGES.items()):
         for method, (color, dashes) in DRAWN.items():
             mine = [r for r in rows if r["network"] == name and r["method"] == method and r[stage] is not None]

@@ -88,7 +88,9 @@ def mlp() -> Subject:
         hidden = [nn.Linear(side * side, 256), nn.ReLU(), nn.Linear(256, 256), nn.ReLU()]
         return nn.Sequential(nn.Flatten(), *hidden, nn.Linear(256, 10))
 
-    return trained("mlp", make, train, test, {"rate": 2e-3, "epochs": 15, "shift": side // 28}, ("1", "3"))
+    return trained(
+        "mlp", make, train, test, {"rate": 2e-3, "epochs": 60000 // len(train[1]), "shift": side // 28}, ("1", "3")
+    )
 
 
 def vit() -> Subject:
@@ -103,7 +105,9 @@ def vit() -> Subject:
         return VisionTransformer(**size, embed_dim=64, depth=4, num_heads=4)
 
     only = tuple(f"blocks.{i}.mlp.fc1" for i in range(4))
-    return trained("vit", make, train, test, {"rate": 1e-3, "epochs": 20, "shift": side // 28}, only)
+    return trained(
+        "vit", make, train, test, {"rate": 1e-3, "epochs": 80000 // len(train[1]), "shift": side // 28}, only
+    )
 
 
 SUBJECTS: dict[str, Callable[[], Subject]] = {
