@@ -28,7 +28,7 @@ from surgeon.plan import cost
 from surgeon.plan.allocate import Budget, by_ratio_globally, by_ratio_locally
 from surgeon.plan.ladders import ladders
 from surgeon.plan.problem import Problem
-from surgeon.plan.solve import _mended, fill
+from surgeon.plan.solve import fill, repaired
 
 NETWORKS: dict[str, Callable[[], nn.Module]] = {
     "vgg16_bn": tv.vgg16_bn,
@@ -59,7 +59,7 @@ def bisected(problem: Problem, choose: Callable[[float], list[int]]) -> list[int
 
 
 def greedy(problem: Problem) -> list[int]:
-    return fill(problem, _mended(problem, [0] * len(problem.ladders), stale=0.0))
+    return fill(problem, repaired(problem, [0] * len(problem.ladders), stale=0.0))
 
 
 def searched(problem: Problem, starts: Sequence[list[int]], seconds: float, seed: int = 0) -> float:
@@ -104,7 +104,7 @@ def measure(name: str, share: float, round_to: int, seconds: float) -> dict[str,
     }
     losses = {key: float("nan") if rungs is None else problem.loss(rungs) for key, rungs in others.items()}
     random = np.random.default_rng(1)
-    tries = [_mended(problem, [int(random.integers(0, len(l.rungs))) for l in found]) for _ in range(2)]
+    tries = [repaired(problem, [int(random.integers(0, len(l.rungs))) for l in found]) for _ in range(2)]
     small = surgeon.operate(model, plan)
     by_fvcore = [
         FlopCountAnalysis(m, x).unsupported_ops_warnings(False).uncalled_modules_warnings(False).total()

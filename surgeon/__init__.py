@@ -9,9 +9,11 @@ result.recovery   # with data: what was refitted
 """
 
 from surgeon.api import Result, plan, prune, trace
+from surgeon.convert import plan_from_history, plan_from_pair, plan_from_zeros
+from surgeon.deploy import Exported, export
 from surgeon.errors import SurgeonError
 from surgeon.labels.rules.custom import rule
-from surgeon.operate import operate
+from surgeon.operate import migrate, operate
 from surgeon.plan import Pareto, Plan, pareto
 from surgeon.recover import Recovery, recover
 from surgeon.report import Report, compare
@@ -22,6 +24,7 @@ from surgeon.verify import Proof, verify
 __version__ = "0.1.0"
 
 __all__ = [
+    "Exported",
     "Pareto",
     "Plan",
     "Proof",
@@ -31,9 +34,14 @@ __all__ = [
     "Sensitivity",
     "SurgeonError",
     "compare",
+    "export",
+    "migrate",
     "operate",
     "pareto",
     "plan",
+    "plan_from_history",
+    "plan_from_pair",
+    "plan_from_zeros",
     "prune",
     "recover",
     "rule",

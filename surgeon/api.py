@@ -127,7 +127,8 @@ def plan(
     heads : what goes where rows could go as well as columns (heads and their widths, conv groups and their channels):
         False columns, True rows, "both"; a ratio then applies to rows and to columns
     uniform : one width for all groups whose names differ only in numbers, as configurations and servers know it
-    losses : group name -> (removed steps, loss at each), or a ``Sensitivity``, in place of the importance lost
+    losses : group name -> (removed steps, loss at each), or a ``Sensitivity``, in place of the importance lost. Groups
+        left out keep the importance, so a curve should be of its size: ``-log(share that stays)`` per layer
 
     Raises
     ------

@@ -12,6 +12,9 @@ SurgeonError
 ├── DataError           calibration data that is empty, not finite, or does not fit the model
 ├── RecoverError        compensation that can't be made, such as for a model whose calls changed with the cut
 ├── PlanMismatch        the plan was made for another architecture; names the tensor
+├── MigrateError        an optimizer's state that can't follow a cut
+├── ConvertError        what another tool left that can't be read as a plan; says which values are ambiguous
+├── ExportError         a file that can't be written, or that computes something else than the model
 ├── VerificationError   the small model does not compute what the masked original computes
 ├── EvaluationError     ``evaluate`` or ``finetune`` failed, or gave no finite number; names the cut
 ├── AccuracyDrop        no cut stays within ``max_drop``; says how close one came
@@ -36,6 +39,9 @@ __all__ = [
     "DataError",
     "RecoverError",
     "PlanMismatch",
+    "MigrateError",
+    "ConvertError",
+    "ExportError",
     "VerificationError",
     "EvaluationError",
     "AccuracyDrop",
@@ -94,6 +100,18 @@ class RecoverError(SurgeonError):
 
 class PlanMismatch(SurgeonError):
     """The plan was made for another architecture."""
+
+
+class MigrateError(SurgeonError):
+    """An optimizer's state that can't follow a cut."""
+
+
+class ConvertError(SurgeonError):
+    """What another tool left that can't be read as a plan."""
+
+
+class ExportError(SurgeonError):
+    """A file that can't be written, or that computes something else than the model."""
 
 
 class VerificationError(SurgeonError):

@@ -77,7 +77,6 @@ class DependencyGraph:
         self.incidence = self.counts.matrix()
         self.initial = np.asarray(self.incidence.sum(axis=1)).ravel()
         self.groups = self._groups()
-        self.layers = _layer_graph(model, self)
         self.costs: dict[str, Any] = {}
 
     # -- building ------------------------------------------------------------------------------------
@@ -168,6 +167,11 @@ class DependencyGraph:
         return groups
 
     # -- asking --------------------------------------------------------------------------------------
+
+    @cached_property
+    def layers(self) -> nx.DiGraph:
+        """A node per layer that owns parameters and an edge per dependency."""
+        return _layer_graph(self)
 
     @property
     def free(self) -> list[Group]:
@@ -351,7 +355,7 @@ def _aliases(tensors: Mapping[str, Tensor]) -> dict[str, str]:
     return {name: first.setdefault(id(tensor), name) for name, tensor in tensors.items()}
 
 
-def _layer_graph(model: nn.Module, graph: DependencyGraph) -> nx.DiGraph:
+def _layer_graph(graph: DependencyGraph) -> nx.DiGraph:
     layers = nx.DiGraph()
     groups: dict[str, list[str]] = {}
     for group in graph.groups:

@@ -113,7 +113,9 @@ def untouched(model: nn.Module) -> Iterator[None]:
     for module in modules:
         held.append(vars(module))
         held.extend(value for value in vars(module).values() if isinstance(value, dict))
-    saved = [(entries, entries.copy()) for entries in {id(entries): entries for entries in held}.values()]
+    # Most are registries of hooks, and empty.
+    saved = [(entries, entries.copy()) for entries in {id(entries): entries for entries in held if entries}.values()]
+    empty = [entries for entries in held if not entries]
     tensors = {id(b): b for module in modules for b in module._buffers.values() if b is not None}
     buffers = [(b, b._version, b.detach().clone()) for b in tensors.values() if not b.is_inference()]
     on_gpu = {p.get_device() for p in model.parameters() if p.is_cuda} if torch.cuda.is_initialized() else set()
@@ -124,9 +126,10 @@ def untouched(model: nn.Module) -> Iterator[None]:
         for buffer, version, value in buffers:
             if buffer._version != version:
                 buffer.data.copy_(value)
+        for entries in empty:
+            entries.clear()
         for entries, before in saved:
-            if entries or before:
-                _restore(entries, before)
+            _restore(entries, before)
 
 
 @contextmanager

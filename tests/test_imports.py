@@ -26,7 +26,7 @@ LAYERS = (
     {"score", "plan", "operate", "verify", "recover", "report", "guard"},
     {"latency"},
     {"api"},
-    {"sensitivity"},
+    {"convert", "deploy", "sensitivity"},
 )
 LAYER_OF = {package: i for i, layer in enumerate(LAYERS) for package in layer}
 
@@ -140,6 +140,7 @@ def test_types_only_imports_are_told_apart(tmp_path: Path) -> None:
 
 def test_public_names() -> None:
     assert surgeon.__all__ == [
+        "Exported",
         "Pareto",
         "Plan",
         "Proof",
@@ -149,9 +150,14 @@ def test_public_names() -> None:
         "Sensitivity",
         "SurgeonError",
         "compare",
+        "export",
+        "migrate",
         "operate",
         "pareto",
         "plan",
+        "plan_from_history",
+        "plan_from_pair",
+        "plan_from_zeros",
         "prune",
         "recover",
         "rule",

@@ -69,13 +69,14 @@ class Value:
 
     ``unbound`` are dimensions of a parameter that no call has used yet; ``fixed`` are families that were made solid:
     they say nothing to later calls, but why they stay is asked about. ``maker`` is the op that made the tensor and
-    ``upstream`` are the layers that it came through last.
+    ``upstream`` are the layers that it came through last. ``itemsize`` is the bytes of a parameter's numbers.
     """
 
     shape: tuple[int, ...]
     families: list[Family] = field(default_factory=list)
     unbound: set[int] = field(default_factory=set)
     leaf: str | None = None
+    itemsize: int = 0
     fixed: list[Family] = field(default_factory=list)
     maker: int | None = None
     upstream: frozenset[str] = frozenset()
@@ -100,7 +101,7 @@ def solid_value(shape: Iterable[int]) -> Value:
 
 def fresh_family(space: Space, rank: int, dim: int, size: int) -> Family:
     """New labels along one dimension."""
-    return Family(space.fresh(size).view([size if i == dim else 1 for i in range(rank)]))
+    return Family(space.fresh(*(size if i == dim else 1 for i in range(rank))))
 
 
 def bind_leaf(space: Space, value: Value, dims: Iterable[int] | None = None) -> Value:

@@ -345,7 +345,9 @@ def _sides(notation: Notation, tokens: tuple[Token, ...]) -> tuple[str, ...]:
 def _leaf(name: str, tensor: Tensor) -> Value:
     shape = tuple(tensor.shape)
     cuttable = tensor.is_floating_point() or tensor.is_complex()
-    return Value(shape, unbound={i for i, s in enumerate(shape) if s > 1 and cuttable}, leaf=name)
+    return Value(
+        shape, unbound={i for i, s in enumerate(shape) if s > 1 and cuttable}, leaf=name, itemsize=tensor.element_size()
+    )
 
 
 def _settings(call: Call) -> dict[str, Any]:

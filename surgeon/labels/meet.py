@@ -59,9 +59,10 @@ def adopt(space: Space, known: Frame, leaf: Frame) -> None:
 def _meet(space: Space, a: Frame, b: Frame) -> Frame:
     shared = a.present & b.present
     ours, theirs = ([f for f in side.families if not shared.isdisjoint(f.dims)] for side in (a, b))
-    # A parameter that has just adopted its labels has nothing to settle.
     if {id(f) for f in ours} != {id(f) for f in theirs}:
         a, b = _settled(space, a, b, shared)
+    elif b.present <= a.present and len(theirs) == len(b.families):
+        return a  # a parameter that has just adopted its labels says nothing of its own
     sizes = tuple(map(max, a.sizes, b.sizes))
     return Frame(sizes, _strongest(a.families, b.families), solid_because=a.solid_because or b.solid_because)
 

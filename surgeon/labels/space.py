@@ -81,7 +81,7 @@ class Space:
         """Make new labels of the given shape."""
         size = prod(shape)
         start, self.count = self.count, self.count + size
-        return torch.arange(start, start + size).view(shape)
+        return torch.from_numpy(np.arange(start, start + size).reshape(shape))
 
     def unify(self, a: Tensor, b: Tensor) -> None:
         """Make two label tensors of broadcastable shapes equal, position by position."""

@@ -106,7 +106,7 @@ def _required(*names: str) -> Any:
         first, *_ = [import_module(name) for name in names]
     except ImportError as error:
         raise SurgeonError(
-            f"the back end {names[0]!r} needs {', '.join(names)}: pip install 'channel-surgeon[onnx]' ({error})"
+            f"the back end {names[0]!r} needs {', '.join(names)}: pip install 'channel-surgeon[export]' ({error})"
         ) from error
     return first
 

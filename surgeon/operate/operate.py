@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import os
+from collections.abc import Iterable
 from typing import Any, overload
 
 import torch
@@ -13,6 +14,7 @@ from torch.export import ExportedProgram
 from surgeon.errors import PlanMismatch, SurgeonError, UnsupportedModel
 from surgeon.exported import Program, rebuild
 from surgeon.modules import Model, bare, holder, records, uncollected
+from surgeon.operate.lineage import remember
 from surgeon.operate.select import factors, select, shrunk
 from surgeon.plan.plan import Edit, Plan
 
@@ -41,8 +43,8 @@ def operate(model: Model, plan: Plan, *, inplace: bool = False) -> nn.Module | E
     model = bare(model)
     if inplace and isinstance(model, Program):
         raise UnsupportedModel("an exported program can't be cut in place; use what operate returns")
-    tensors = _named_tensors(model)
-    _check(model, tensors, plan)
+    tensors, before = _named_tensors(model), dict(model.named_parameters())
+    _check(model, tensors, before, plan)
     new = {id(tensors[name]): _cut(tensors[name], plan, name) for name in plan.cuts}
     if inplace:
         twins = _twins(model, plan)
@@ -57,7 +59,10 @@ def operate(model: Model, plan: Plan, *, inplace: bool = False) -> nn.Module | E
     for module in modules.values():
         if isinstance(module, nn.RNNBase):
             module._init_flat_weights()  # a list of its parameters, laid out as one piece on a GPU
-    return rebuild(small) if isinstance(small, Program) else small
+    if isinstance(small, Program):
+        return rebuild(small)
+    remember(before, small, plan, inplace)
+    return small
 
 
 def _named_tensors(model: nn.Module) -> dict[str, Tensor]:
@@ -66,7 +71,7 @@ def _named_tensors(model: nn.Module) -> dict[str, Tensor]:
     return named
 
 
-def _check(model: nn.Module, tensors: dict[str, Tensor], plan: Plan) -> None:
+def _check(model: nn.Module, tensors: dict[str, Tensor], parameters: Iterable[str], plan: Plan) -> None:
     for name, shape in plan.fingerprint.items():
         if name not in tensors:
             raise PlanMismatch(f"the plan is for another architecture: this model has no tensor {name!r}")
@@ -75,7 +80,7 @@ def _check(model: nn.Module, tensors: dict[str, Tensor], plan: Plan) -> None:
                 f"the plan is for another architecture: {name} is {list(tensors[name].shape)} here, "
                 f"{list(shape)} in the plan"
             )
-    unknown = {name for name, _ in model.named_parameters()} - set(plan.fingerprint)
+    unknown = set(parameters) - set(plan.fingerprint)
     if unknown:
         raise PlanMismatch(f"the plan is for another architecture: it does not know {sorted(unknown)[0]!r}")
     modules = dict(model.named_modules(remove_duplicate=False))

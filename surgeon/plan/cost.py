@@ -297,7 +297,7 @@ def _params(graph: DependencyGraph) -> Cost:
 
 def _bytes(graph: DependencyGraph) -> Cost:
     names = sorted(graph.shapes)
-    return assemble((i, graph.tensor(name).element_size(), graph.shapes[name]) for i, name in enumerate(names))
+    return assemble((i, graph.flow.leaves[name].itemsize, graph.shapes[name]) for i, name in enumerate(names))
 
 
 def _memory(graph: DependencyGraph) -> Peak:

@@ -216,14 +216,15 @@ class _Task:
         Ladders know what a step takes alone or beside one other group; where three groups share a table, less goes
         than they say, and the bound is drawn tighter until it is kept.
         """
-        limits = [budget.limit for budget in budgets]
+        limits, bound = [budget.limit for budget in budgets], None
         require_reachable(self._left([len(ladder.rungs) - 1 for ladder in self.ladders]), budgets)
         for _ in range(20):
             choice = solve(Problem(self.graph.initial, self.ladders, self.overlaps, budgets))
+            bound = choice.bound if bound is None else bound  # not that of a tighter limit
             counts = self._left(choice.rungs)
             left = [budget.cost.total(counts) for budget in budgets]
             if all(have <= limit for have, limit in zip(left, limits)):
-                return choice
+                return replace(choice, bound=min(bound, choice.loss))
             budgets = [
                 replace(budget, limit=budget.limit * min(1.0, limit / have))
                 for budget, limit, have in zip(budgets, limits, left)

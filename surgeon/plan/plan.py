@@ -143,6 +143,11 @@ class LayerCost:
     params: tuple[float, float]
 
 
+def above(loss: float, bound: float) -> float:
+    """Return how far a loss is above a bound, relative to the bound."""
+    return (loss - bound) / bound if bound > 0 else 0.0 if loss - bound <= 1e-12 else math.inf
+
+
 @dataclass(frozen=True)
 class Plan:
     """What goes from one architecture, what stays, and what that will cost.
@@ -159,7 +164,8 @@ class Plan:
     scales       factors that make up for a root of a width, in attention
     out_of_reach share of the multiply-adds that no cut makes cheaper, by reason
     loss         summed normalised importance that goes
-    bound        what every choice of widths under the budgets loses at least
+    bound        what every choice of widths under the budgets loses at least; of nested plans, every one that removes
+                 what the plan before removes
     """
 
     cuts: Mapping[str, Cut]
@@ -184,10 +190,7 @@ class Plan:
     @property
     def gap(self) -> float | None:
         """How far the loss is above the bound, relative to the bound; None where nothing was to be chosen."""
-        if self.loss is None or self.bound is None:
-            return None
-        over = self.loss - self.bound
-        return over / self.bound if self.bound > 0 else 0.0 if over <= 1e-12 else math.inf
+        return None if self.loss is None or self.bound is None else above(self.loss, self.bound)
 
     def __str__(self) -> str:
         removed = sum(g.removed for g in self.groups)

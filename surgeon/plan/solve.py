@@ -18,8 +18,8 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from surgeon.errors import InfeasibleBudget
-from surgeon.plan.allocate import Ladder
+from surgeon.plan.allocate import Ladder, require_reachable
+from surgeon.plan.plan import above
 from surgeon.plan.problem import Problem, Tangent
 from surgeon.plan.relax import multipliers_for, relaxed
 
@@ -43,7 +43,7 @@ class Choice:
     @property
     def gap(self) -> float:
         """How far the loss is above the bound, relative to the bound."""
-        return (self.loss - self.bound) / self.bound if self.bound > 0 else 0.0 if self.loss <= 1e-12 else float("inf")
+        return above(self.loss, self.bound)
 
     def __str__(self) -> str:
         return f"loss {self.loss:.6g}, at most {self.gap:.2%} above the least possible"
@@ -57,16 +57,13 @@ def solve(problem: Problem) -> Choice:
     whole = [0] * len(problem.ladders)
     if problem.keeps(whole):
         return Choice(tuple(whole), problem.loss(whole), problem.loss(whole))
-    if not problem.keeps([len(l.rungs) - 1 for l in problem.ladders]):
-        raise InfeasibleBudget(
-            f"no widths keep {' and '.join(map(str, problem.budgets))}; raise the budget, or lower floor or round_to"
-        )
+    require_reachable(problem.counts(problem.steps([len(l.rungs) - 1 for l in problem.ladders])), problem.budgets)
     rungs = _Rungs.of(problem.ladders)
     widths = relaxed(problem)
     tangents = problem.tangents(widths)
     multipliers = multipliers_for(lambda m: rungs.excess(tangents, m), len(tangents))
     bound = rungs.bound(tangents, multipliers)
-    starts = (_below(problem, widths), _mended(problem, _nearest(problem, widths)), _mended(problem, whole))
+    starts = (_below(problem, widths), repaired(problem, _nearest(problem, widths)), repaired(problem, whole))
     best = min((_exchanged(problem, fill(problem, start)) for start in starts), key=problem.loss)
     if problem.loss(best) - bound > CLOSE * bound:
         best = _kicked(problem, best)
@@ -183,10 +180,11 @@ def _kicked(problem: Problem, rungs: Sequence[int]) -> list[int]:
     best = list(rungs)
     for _ in range(ROUNDS):
         before = problem.loss(best)
-        kicks = list(zip(*_moves(problem, best, KICKS)))
-        for i, to in kicks[: max(10, KICKS * KICKS // max(KICKS, len(best)))]:
+        # Each kick costs a search that grows with the number of ladders: beyond KICKS of those, fewer are tried.
+        tries = KICKS if len(best) <= KICKS else max(10, KICKS**2 // len(best))
+        for i, to in list(zip(*_moves(problem, best, KICKS)))[:tries]:
             moved = [*best[:i], int(to), *best[i + 1 :]]
-            moved = _exchanged(problem, fill(problem, _mended(problem, moved)))
+            moved = _exchanged(problem, fill(problem, repaired(problem, moved)))
             best = min(best, moved, key=problem.loss)
         if problem.loss(best) >= before * (1 - CLOSE / 10):
             break
@@ -235,7 +233,7 @@ def _moves(problem: Problem, rungs: Sequence[int], most: int) -> tuple[np.ndarra
     return found[:, 0], found[:, 1]
 
 
-def _mended(problem: Problem, rungs: Sequence[int], stale: float = 0.01) -> list[int]:
+def repaired(problem: Problem, rungs: Sequence[int], stale: float = 0.01) -> list[int]:
     """Go down rung by rung, cheapest for what it saves, until every budget is kept.
 
     What a rung saves is looked at again whenever a share of the excess is closed, a hundredth or as asked.

@@ -10,11 +10,12 @@ import torch
 from torch import Tensor
 
 from surgeon.calibrate import Moments, Player, Step, calibration, input_moments, layers, record
+from surgeon.plan.ladders import ranked
 from surgeon.score.moments import RIDGE
 from surgeon.score.readers import Reader, readers
 
 if TYPE_CHECKING:
-    from surgeon.graph import DependencyGraph, Group
+    from surgeon.graph import DependencyGraph
 
 # Shares of a group at which its curve is measured; between them it is interpolated.
 SHARES = (0.06, 0.12, 0.25, 0.37, 0.5, 0.62, 0.75, 0.87)
@@ -80,7 +81,7 @@ def curves(
     for read, group in sorted(work, key=lambda item: item[0][0].layer.at):
         for player in base:
             player.advance(read[0].layer.at)
-        order = _order(group, scores[group.name])
+        order, _ = ranked(group, scores)
         steps = sorted({min(group.size - 1, max(1, round(share * group.size))) for share in shares})
         losses = []
         for step in steps:
@@ -126,16 +127,6 @@ def _refitted(graph: DependencyGraph, reader: Reader, moments: Moments, dead: np
         new[g][:, stays] += torch.linalg.solve(system, xx[stays][:, goes] @ weight[g][:, goes].mT).mT
     offset = ((weight - new) @ moments.x.cpu().unsqueeze(2)).reshape(-1)
     return layer.tensor(new, old), offset
-
-
-def _order(group: Group, scores: Tensor) -> np.ndarray:
-    """Return units in the order of removal, ``[steps, units per step]``."""
-    values, start, columns = np.asarray(scores), 0, []
-    for row in group.grid:
-        mine = np.argsort(values[start : start + len(row)], kind="stable")
-        columns.append(row[mine].reshape(group.size, -1))
-        start += len(row)
-    return np.concatenate(columns, axis=1)
 
 
 def _filled(steps: np.ndarray, losses: np.ndarray) -> tuple[np.ndarray, np.ndarray]:

@@ -1,0 +1,61 @@
+"""Which parameter became which, in the cuts of this process: what is needed to follow an optimizer's parameters."""
+
+from __future__ import annotations
+
+import weakref
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+
+from torch import nn
+from torch.utils.weak import WeakIdKeyDictionary
+
+from surgeon.plan.plan import Plan
+
+
+@dataclass(frozen=True, eq=False)
+class Descent:
+    """What one cut made of a parameter.
+
+    small  the model that the cut made, as long as it lives
+    new    the parameter's successor, of a cut in place; in a copy it is found by name
+    """
+
+    plan: Plan
+    name: str
+    small: weakref.ref[nn.Module]
+    new: nn.Parameter | None = None
+
+    def __str__(self) -> str:
+        return f"{self.name} in {type(self.small()).__name__}"
+
+    def of(self, plan: Plan) -> bool:
+        """Tell whether the cut was by this plan."""
+        return self.plan is plan or self.plan == plan
+
+    @property
+    def successor(self) -> nn.Parameter | None:
+        """The parameter that came of it; None where the small model is gone, or has no parameter of that name."""
+        if self.new is not None:
+            return self.new
+        small = self.small()
+        return dict(small.named_parameters(remove_duplicate=False)).get(self.name) if small is not None else None
+
+
+# Parameter -> its descents. Successors never refer to their ancestors, so an entry goes with its parameter.
+_descents = WeakIdKeyDictionary()
+
+
+def remember(before: Mapping[str, nn.Parameter], small: nn.Module, plan: Plan, inplace: bool) -> None:
+    """Note what a cut made of every parameter of a model; in place, of those that it replaced."""
+    after = dict(small.named_parameters(remove_duplicate=False))
+    for name, old in before.items():
+        new = after[name]
+        if inplace and new is old:
+            continue
+        known = [d for d in descents(old) if d.small() is not None]
+        _descents[old] = [*known, Descent(plan, name, weakref.ref(small), new if inplace else None)]
+
+
+def descents(old: nn.Parameter) -> Iterator[Descent]:
+    """Yield what became of a parameter, oldest cut first."""
+    yield from _descents.get(old, ())
