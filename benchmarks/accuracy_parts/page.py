@@ -171,12 +171,13 @@ def _network(rows: Sequence[Row]) -> Iterator[str]:
         return
     columns = [(f"{b:.3g}, {title}", stage, b) for b in budgets for stage, title in STAGES.items()]
     cut = [row for row in rows if row["method"] != WHOLE]
-    yield from _lines([c for c in columns if any(row[c[1]] is not None for row in cut)], cut)
+    yield from _lines(columns, cut)
 
 
 def _lines(columns: Sequence[tuple[str, str, float]], rows: Sequence[Row]) -> Iterator[str]:
     """Lay out methods by columns of (title, stage, budget), the best of each column in bold."""
     cells = {(row["method"], row["budget"]): row for row in rows}
+    columns = [c for c in columns if any(row["budget"] == c[2] and row[c[1]] is not None for row in rows)]
     best = {c: max(_kept(r, c[1]) for r in rows if r["budget"] == c[2] and r[c[1]] is not None) for c in columns}
     yield "| method | " + " | ".join(c[0] for c in columns) + " |"
     yield "|---|" + "---|" * len(columns)
@@ -205,7 +206,7 @@ def _kept(row: Row, stage: str) -> float:
 def _limits(rows: Sequence[Row]) -> Iterator[str]:
     """Say what was measured with fewer images or seeds than the rest."""
     yield "Deviations are those of the seeds, three where nothing else is said. What draws nothing has one seed,"
-    yield "and so has fine-tuning. Besides:"
+    yield "and so has fine-tuning. What a table lacks was not run. Besides:"
     yield ""
     for name in dict.fromkeys(row["network"] for row in rows):
         mine = [row for row in rows if row["network"] == name]
@@ -221,6 +222,10 @@ def _limits(rows: Sequence[Row]) -> Iterator[str]:
             fewer = [r for r in mine if r["seeds"] == count and r["method"] in METHODS and METHODS[r["method"]].draws]
             if fewer:
                 yield f"- {TITLES[name]}: {told} for {_listed(fewer, mine)}."
+        tuned = _budgets([row for row in mine if row["tuned"] is not None], name)
+        if len(tuned) < len(_budgets(mine, name)):
+            where = f"at {', '.join(f'{b:g}' for b in tuned)} only" if tuned else "not run"
+            yield f"- {TITLES[name]}: fine-tuning {where}."
 
 
 def _listed(some: Sequence[Row], rows: Sequence[Row]) -> str:
