@@ -97,11 +97,14 @@ def records(module: nn.Module) -> Iterator[tuple[str, dict[str, Any]]]:
 
 
 def holder(module: nn.Module, name: str) -> tuple[dict[str, Any], str]:
-    """Return the dictionary that holds an attribute, and its key there: ``heads``, or ``config.heads``."""
+    """Return the dictionary that holds an attribute, and its key there: ``heads``, or ``config.heads``.
+
+    Raises KeyError or TypeError where there is none. Looks attributes up and never calls anything, such as a property.
+    """
     owner: Any = module
     *path, leaf = name.split(".")
     for part in path:
-        owner = getattr(owner, part)
+        owner = vars(owner)[part]
     return vars(owner), leaf
 
 
@@ -116,7 +119,20 @@ def untouched(model: nn.Module) -> Iterator[None]:
     # Most are registries of hooks, and empty.
     saved = [(entries, entries.copy()) for entries in {id(entries): entries for entries in held if entries}.values()]
     empty = [entries for entries in held if not entries]
-    tensors = {id(b): b for module in modules for b in module._buffers.values() if b is not None}
+    try:
+        with buffers_kept(model):
+            yield
+    finally:
+        for entries in empty:
+            entries.clear()
+        for entries, before in saved:
+            _restore(entries, before)
+
+
+@contextmanager
+def buffers_kept(model: nn.Module) -> Iterator[None]:
+    """Leave buffers that a forward pass writes to, and the random state, as they were."""
+    tensors = {id(b): b for module in model.modules() for b in module._buffers.values() if b is not None}
     buffers = [(b, b._version, b.detach().clone()) for b in tensors.values() if not b.is_inference()]
     on_gpu = {p.get_device() for p in model.parameters() if p.is_cuda} if torch.cuda.is_initialized() else set()
     try:
@@ -126,10 +142,6 @@ def untouched(model: nn.Module) -> Iterator[None]:
         for buffer, version, value in buffers:
             if buffer._version != version:
                 buffer.data.copy_(value)
-        for entries in empty:
-            entries.clear()
-        for entries, before in saved:
-            _restore(entries, before)
 
 
 @contextmanager

@@ -1,15 +1,19 @@
 """Runs over calibration data: forward passes on tape, contractions as matrix products, streamed moments."""
 
-from surgeon.calibrate.batches import batches, calibration, inputs, size
-from surgeon.calibrate.contraction import Contraction, contractions
+from surgeon.calibrate.batches import batches, calibration, fitting, inputs, size
+from surgeon.calibrate.contraction import Contraction
+from surgeon.calibrate.layers import Layer, contractions, examined, layers
 from surgeon.calibrate.noise import noise
+from surgeon.calibrate.operand import MOVES
 from surgeon.calibrate.ridge import Moments, Sums
 from surgeon.calibrate.shared import gathered, shown
-from surgeon.calibrate.statistics import drawn, input_moments, layers
-from surgeon.calibrate.tape import Leaf, Player, Slot, Step, Tape, aligned, record
+from surgeon.calibrate.statistics import drawn, input_moments
+from surgeon.calibrate.tape import Leaf, Player, Slot, Step, Tape, aligned, record, replaced
 
 __all__ = [
+    "MOVES",
     "Contraction",
+    "Layer",
     "Leaf",
     "Moments",
     "Player",
@@ -22,12 +26,15 @@ __all__ = [
     "calibration",
     "contractions",
     "drawn",
+    "examined",
+    "fitting",
     "gathered",
     "input_moments",
     "inputs",
     "layers",
     "noise",
     "record",
+    "replaced",
     "shown",
     "size",
 ]

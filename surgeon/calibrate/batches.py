@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping
+from contextlib import contextmanager
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from surgeon.errors import DataError
+from surgeon.errors import DataError, SurgeonError
 from surgeon.modules import tensors_in
 
 
@@ -53,6 +54,24 @@ def calibration(data: Iterable[Any] | Tensor, samples: int) -> list[Any]:
     if seen < 2:
         raise DataError("one sample is too few: some are held out to judge what the others gave")
     return found
+
+
+@contextmanager
+def fitting(given: Any) -> Iterator[None]:
+    """Say which inputs a model fails on.
+
+    Raises DataError in place of whatever the model raised.
+    """
+    try:
+        yield
+    except SurgeonError:
+        raise
+    except Exception as error:
+        shapes = ", ".join(str(list(t.shape)) for t in tensors_in(given))
+        raise DataError(
+            f"the model fails on a batch with tensors of shapes {shapes}: {type(error).__name__}: {error}; "
+            "batches need the form of example_inputs, in any number of samples"
+        ) from error
 
 
 def size(given: Any) -> int:

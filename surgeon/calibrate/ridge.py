@@ -7,6 +7,8 @@ from dataclasses import dataclass, field, replace
 import torch
 from torch import Tensor
 
+from surgeon.calibrate.shared import gathered, together
+
 # Rows that are multiplied in the precision of the activations before the product joins the float64 sums.
 CHUNK = 8192
 
@@ -33,7 +35,9 @@ class Sums:
 
     def add(self, x: Tensor, t: Tensor) -> None:
         """Add rows."""
-        if self.shift is None and x.shape[1]:
+        if not x.shape[1]:
+            return
+        if self.shift is None:
             self.shift = x.double().mean(1, keepdim=True), t.double().mean(1, keepdim=True)
         for xs, ts in zip(x.split(CHUNK, 1), t.split(CHUNK, 1)):
             self._add(xs, ts)
@@ -52,14 +56,14 @@ class Sums:
             self.sums[name] = self.sums[name] + value if name in self.sums else value
 
     def moments(self) -> Moments:
-        """Return means and covariances."""
+        """Return means and covariances; under ``torch.distributed``, those of the rows of all processes."""
         assert self.shift is not None
         mean = {name: value / self.rows for name, value in self.sums.items()}
         x, t = mean["x"], mean["t"]
         xx = mean["xx"] - _outer(x, x) if self.full else (mean["xx"] - x.square()).clamp(min=0)
         xt = mean["xt"] - _outer(x, t) if self.full else None
         means = x + self.shift[0].squeeze(1), t + self.shift[1].squeeze(1)
-        return Moments(self.rows, *means, xx, xt, mean["tt"] - t.square())
+        return Moments(self.rows, *means, xx, xt, mean["tt"] - t.square()).everywhere()
 
 
 def _outer(a: Tensor, b: Tensor) -> Tensor:
@@ -80,16 +84,31 @@ class Moments:
     def __str__(self) -> str:
         return f"Moments of {self.rows} rows"
 
+    def everywhere(self) -> Moments:
+        """Return the moments of the rows of all processes."""
+        if not together():
+            return self
+        products = _outer(self.x, self.x) if self.xx.dim() == 3 else self.x.square()
+        cross = self.x.new_zeros(()) if self.xt is None else self.xt + _outer(self.x, self.t)
+        mine = [self.x, self.t, self.xx + products, self.tt + self.t.square(), cross]
+        many = torch.tensor(float(self.rows), dtype=torch.float64, device=self.x.device)
+        many, *sums = gathered([many, *(value * many for value in mine)])
+        x, t, xx, tt, cross = (value / many for value in sums)
+        xx = xx - _outer(x, x) if xx.dim() == 3 else (xx - x.square()).clamp(min=0)
+        return Moments(int(many), x, t, xx, None if self.xt is None else cross - _outer(x, t), tt - t.square())
+
     def towards(self, x: Tensor, t: Tensor) -> Moments:
         """Return the moments of the same rows with other targets, ``t [g, rows, o]``."""
         assert self.xt is not None
-        mean = t.mean(1, keepdim=True, dtype=torch.float64)
-        rest = t - mean.to(t)
+        mean = gathered([t.sum(1, dtype=torch.float64)])[0] / self.rows
+        rest = t - mean.unsqueeze(1).to(t)
+        wide = torch.promote_types(x.dtype, torch.float32)
         chunks = zip(x.split(CHUNK, 1), rest.split(CHUNK, 1))
-        xt = sum(((a.mT @ b.to(a)).double() for a, b in chunks), torch.zeros_like(self.xt)) / self.rows
+        xt = sum(((a.to(wide).mT @ b.to(wide)).double() for a, b in chunks), torch.zeros_like(self.xt))
+        sums = gathered([xt, rest.sum(1, dtype=torch.float64), rest.square().sum(1, dtype=torch.float64)])
+        xt, left, tt = (value / self.rows for value in sums)
         # What rounding left of the mean of t would meet the mean of x.
-        left = rest.mean(1, dtype=torch.float64)
-        return replace(self, t=mean.squeeze(1) + left, xt=xt - _outer(self.x, left), tt=rest.square().mean(1).double())
+        return replace(self, t=mean + left, xt=xt - _outer(self.x, left), tt=tt)
 
     def uncentred(self) -> Moments:
         """Return the moments about zero, for fits without an offset."""

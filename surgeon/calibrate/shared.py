@@ -16,8 +16,10 @@ Item = TypeVar("Item")
 
 def gathered(sums: Sequence[Tensor]) -> list[Tensor]:
     """Return sums over all processes, where ``torch.distributed`` is at work."""
-    totals = [torch.as_tensor(value).clone() for value in sums]
-    for total in totals if together() else ():
+    if not together():
+        return list(sums)
+    totals = [value.clone(memory_format=torch.contiguous_format) for value in sums]
+    for total in totals:
         dist.all_reduce(total)
     return totals
 

@@ -2,28 +2,20 @@
 
 from __future__ import annotations
 
-from collections import Counter
 from collections.abc import Callable, Sequence
-from dataclasses import replace
 
 import torch
 from torch import Tensor
 
-from surgeon.calibrate.contraction import Contraction, contractions
+from surgeon.calibrate.layers import layers
 from surgeon.calibrate.ridge import Moments, Sums
-from surgeon.calibrate.shared import gathered, together
-from surgeon.calibrate.tape import Player, Tape
+from surgeon.calibrate.tape import Player, Tape, aligned
+from surgeon.errors import DataError
 
 
 def drawn(many: int, count: int, draw: torch.Generator) -> Tensor:
     """Return ``count`` of ``many`` positions in increasing order."""
     return torch.arange(many) if count >= many else torch.randperm(many, generator=draw)[:count].sort().values
-
-
-def layers(tape: Tape) -> list[Contraction]:
-    """Return the contractions whose weights one call alone uses."""
-    uses = Counter(leaf.name for step in tape.steps for leaf in step.leaves)
-    return [layer for layer in contractions(tape) if uses[layer.weight] == 1]
 
 
 def input_moments(
@@ -42,33 +34,25 @@ def input_moments(
     of : what of the inputs, such as their size
     memory : bytes that all covariances may take; layers over it, the largest first, get variances only
     """
+    if not aligned(tapes):
+        raise DataError("batches take different paths through the model, so what layers are given can't be summed up")
     wanted = layers(tapes[0])
-    cost = {c.weight: 8 * c.groups * tapes[0].leaves[c.weight][0].numel() ** 2 for c in wanted}
+    calls = sorted(((call, layer.name) for layer in wanted for call in layer.calls), key=lambda item: item[0].at)
+    forms = {layer.name: layer.first.matrix(tapes[0].leaves).shape for layer in wanted}
+    cost = {name: 8 * groups * unknowns**2 for name, (groups, _, unknowns) in forms.items()}
     whole: set[str] = set()
     for name in sorted(cost, key=cost.__getitem__):
         memory -= cost[name]
         if memory >= 0:
             whole.add(name)
     draw = torch.Generator().manual_seed(seed)
-    sums = {c.weight: Sums(c.weight in whole) for c in wanted}
+    sums = {name: Sums(name in whole) for name in cost}
     for tape in tapes:
         player = Player(tape)
-        for layer in wanted:
-            player.advance(layer.at)
-            x = player.value(layer.x)
-            at = drawn(layer.positions(x), -(-rows // len(tapes)), draw).to(x.device)
-            given = of(layer.rows(x, at))
-            sums[layer.weight].add(given, given[:, :, :0])
-    return {name: _everywhere(total.moments()) for name, total in sums.items()}
-
-
-def _everywhere(moments: Moments) -> Moments:
-    """Return the moments of the rows of all processes."""
-    if not together():
-        return moments
-    full = moments.xx.dim() == 3
-    square = moments.x.unsqueeze(2) * moments.x.unsqueeze(1) if full else moments.x.square()
-    many = torch.tensor(float(moments.rows), dtype=torch.float64, device=moments.x.device)
-    many, x, xx = gathered([many, moments.x * many, (moments.xx + square) * many])
-    x, xx = x / many, xx / many
-    return replace(moments, rows=int(many), x=x, xx=xx - (x.unsqueeze(2) * x.unsqueeze(1) if full else x.square()))
+        for call, name in calls:
+            player.advance(call.at)
+            x = player.value(call.x)
+            at = drawn(call.positions(x.shape), -(-rows // len(tapes)), draw).to(x.device)
+            given = of(call.rows(x, at))
+            sums[name].add(given, given[:, :, :0])
+    return {name: total.moments() for name, total in sums.items()}

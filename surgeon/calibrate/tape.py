@@ -15,6 +15,8 @@ import torch
 from torch import Tensor, nn
 from torch.utils.weak import WeakIdKeyDictionary
 
+from surgeon.aten import is_inplace
+from surgeon.calibrate.batches import fitting
 from surgeon.dispatch import ASIDES, SIZE_QUERIES, intercept, op_name
 from surgeon.modules import as_arguments, evaluating, tensors_in, untouched
 
@@ -61,6 +63,11 @@ class Step:
     def outputs(self) -> tuple[Slot, ...]:
         return tuple(found(Slot, self.results))
 
+    @property
+    def written(self) -> tuple[Slot, ...]:
+        """What the call makes or writes into."""
+        return tuple(dict.fromkeys((*self.outputs, *found(Slot, into(self)))))
+
     def argument(self, position: int, name: str, default: Any = None) -> Any:
         """Return an argument given by position or by name."""
         return self.args[position] if position < len(self.args) else self.kwargs.get(name, default)
@@ -77,12 +84,14 @@ class Tape:
     given   the slots that held tensors before the first call
     output  where the tensors that the pass returned come from
     leaves  parameters and buffers by name
+    shapes  of slots
     """
 
     steps: list[Step]
     given: dict[Slot, Tensor]
     output: tuple[Any, ...]
     leaves: dict[str, Tensor]
+    shapes: dict[Slot, torch.Size]
 
     def __str__(self) -> str:
         return f"Tape({len(self.steps)} calls)"
@@ -117,11 +126,13 @@ class _Recorder:
         self.names = {id(tensor): name for name, tensor in self.leaves.items()}
         self.slots = WeakIdKeyDictionary()
         self.given: dict[Slot, Tensor] = {}
+        self.shapes: dict[Slot, torch.Size] = {}
         self.steps: list[Step] = []
         self.count = 0
 
     def new(self, tensor: Tensor) -> Slot:
         slot = self.slots[tensor] = Slot(self.count)
+        self.shapes[slot] = tensor.shape
         self.count += 1
         return slot
 
@@ -159,10 +170,10 @@ def record(model: nn.Module, inputs: Any) -> Tape:
     recorder = _Recorder(model)
     for tensor in tensors_in([args, kwargs]):
         recorder.source(tensor)
-    with torch.no_grad(), untouched(model), evaluating(model), intercept(recorder):
+    with fitting(inputs), torch.no_grad(), untouched(model), evaluating(model), intercept(recorder):
         output = model(*args, **kwargs)
     kept = tuple(replaced(tensor, recorder.source) for tensor in tensors_in(output))
-    return Tape(recorder.steps, recorder.given, kept, recorder.leaves)
+    return Tape(recorder.steps, recorder.given, kept, recorder.leaves, recorder.shapes)
 
 
 class Player:
@@ -171,7 +182,10 @@ class Player:
     def __init__(self, tape: Tape, values: dict[Slot, Tensor] | None = None, at: int = 0) -> None:
         self.tape, self.at = tape, at
         self.values = dict(tape.given) if values is None else values
-        self.leaves: Mapping[str, Tensor] = tape.leaves
+        # Counters, caches and the like that the pass writes to are the player's own.
+        written = {leaf.name for step in tape.steps for leaf in found(Leaf, into(step))}
+        self._own = {name: tape.leaves[name].detach().clone() for name in written}
+        self.leaves: Mapping[str, Tensor] = {**tape.leaves, **self._own} if written else tape.leaves
         self._last = last_uses(tape)
 
     def value(self, source: Any) -> Any:
@@ -198,9 +212,11 @@ class Player:
 
     def fork(self) -> Player:
         """Return a player that goes on from here and leaves this one alone, in-place calls included."""
-        clean = not any(_in_place(step) for step in self.tape.steps[self.at :])
+        clean = not any(into(step) for step in self.tape.steps[self.at :])
         twin = Player.__new__(Player)
-        twin.tape, twin.at, twin.leaves, twin._last = self.tape, self.at, self.leaves, self._last
+        twin.tape, twin.at, twin._last = self.tape, self.at, self._last
+        twin._own = {name: value.clone() for name, value in self._own.items()}
+        twin.leaves = {**self.leaves, **twin._own} if self._own else self.leaves
         # A common copy keeps views of one tensor views of one tensor.
         twin.values = dict(self.values) if clean else copy.deepcopy(self.values)
         return twin
@@ -211,12 +227,16 @@ class Player:
         return [self.value(source) for source in self.tape.output]
 
 
-def _in_place(step: Step) -> bool:
-    """Tell whether a call may write into its arguments."""
+_SPECIAL = ("add", "sub", "mul", "div", "truediv", "pow", "and", "or", "xor")
+
+
+def into(step: Step) -> tuple[Any, ...]:
+    """Return the arguments that a call may write into."""
     name = getattr(step.func, "__name__", "")
-    special = name.startswith("__i") and step.name in ("add", "sub", "mul", "div", "truediv", "pow", "and", "or", "xor")
-    plain = name.endswith("_") and not name.startswith("__")
-    return special or plain or step.name == "setitem" or "out" in step.kwargs or step.kwargs.get("inplace") is True
+    special = name.startswith("__i") and step.name in _SPECIAL
+    first = special or is_inplace(step.func) or step.name == "setitem" or step.kwargs.get("inplace") is True
+    out = step.kwargs.get("out")
+    return (*step.args[: int(first)], *(() if out is None else (out,)))
 
 
 def last_uses(tape: Tape) -> list[list[Slot]]:
@@ -233,6 +253,7 @@ def last_uses(tape: Tape) -> list[list[Slot]]:
 
 
 def aligned(tapes: Sequence[Tape]) -> bool:
-    """Tell whether tapes take the same calls in the same order."""
-    names = [[step.name for step in tape.steps] for tape in tapes]
-    return all(other == names[0] for other in names[1:])
+    """Tell whether tapes take the same calls in the same order, of the same values."""
+    paths = ([(step.name, step.inputs, step.outputs) for step in tape.steps] for tape in tapes)
+    first = next(paths)
+    return all(other == first for other in paths)

@@ -86,6 +86,11 @@ class Program(nn.Module):
             scope = scope.get_submodule(name)
         return scope
 
+    @property
+    def fixed(self) -> bool:
+        """Whether the program was exported for one batch size."""
+        return any(shape[0] is not None for shape in self._listing.inputs.values() if shape)
+
     def source_location(self) -> Location:
         """Return the source line that the current step was exported from."""
         return self._listing.at

@@ -339,7 +339,8 @@ class Flow:
 @lru_cache(maxsize=4096)
 def _sides(notation: Notation, tokens: tuple[Token, ...]) -> tuple[str, ...]:
     outward = {letter for token in notation.output for letter in token}
-    return tuple("in" if outward.isdisjoint(token) else "out" for token in tokens)
+    # Inputs of a transposed convolution, (g i), share groups with its filters and are none of them.
+    return tuple("out" if token and outward.issuperset(token) else "in" for token in tokens)
 
 
 def _leaf(name: str, tensor: Tensor) -> Value:

@@ -1,20 +1,21 @@
-"""Compensation without data: what is cut goes into the offsets, and into what resembles it."""
+"""Weights without a fit: what is cut goes into the offsets, and into what resembles it, as norms tell."""
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from dataclasses import dataclass
-from math import sqrt
+from collections.abc import Callable, Mapping
+from math import prod, sqrt
 
 import numpy as np
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
-from surgeon.calibrate import Contraction, Slot, Step, Tape, contractions, record
+from surgeon.calibrate import Contraction, Leaf, Slot, Step, Tape, contractions
 from surgeon.plan.plan import Plan
-from surgeon.recover.gaussian import FUNCTIONS, Normal, normals
-from surgeon.recover.target import affine, kept_outputs, lost_inputs, norm_behind
-from surgeon.recover.write import shift
+from surgeon.recover.gaussian import Normal, function_of, normals, taps
+from surgeon.recover.kept import Kept, kept
+from surgeon.recover.problem import Weights
+from surgeon.recover.target import Target, frozen
+from surgeon.recover.write import affine
 
 # Share of the mean variance that is added to each channel's before one is expressed by others.
 RIDGE = 1e-9
@@ -22,83 +23,84 @@ RIDGE = 1e-9
 NODES = 20
 
 
-@dataclass(frozen=True)
-class Fold:
-    """What became of one layer: how much of the variance of what it lost is made up for by what stays."""
-
-    layer: str
-    lost: int
-    explained: float
-    note: str = ""
-
-    @property
-    def taken(self) -> bool:
-        return not self.note
-
-    def __str__(self) -> str:
-        if self.note:
-            return f"{self.layer}: left, {self.note}"
-        return f"{self.layer}: means of {self.lost} inputs folded, {self.explained:.0%} of their variance merged"
-
-
-def fold(model: nn.Module, small: nn.Module, plan: Plan, example_inputs: object, *, merge: bool) -> list[Fold]:
-    """Make up for lost inputs with what batch norms and layer norms tell of them, in place.
+class Folds:
+    """Weights that make up for lost inputs with what batch norms and layer norms of the original tell of them.
 
     The mean of each lost input, ``E f(z)`` for z normal with the mean and deviation of the norm before it, goes into
     the offset of every layer that read it. With ``merge``, lost channels are also expressed by those that stay, as far
-    as the filters that make them are alike, their columns are added to those of what stays, and the batch norm behind
-    is given the variance that is left.
+    as the filters that make them are alike, their columns are added to those of what stays, and what goes into a batch
+    norm keeps its variance.
     """
-    whole, cut = record(model, example_inputs), record(small, example_inputs)
-    known = normals(whole)
-    theirs = {layer.weight: layer for layer in contractions(cut)}
-    found = []
-    for layer in contractions(whole):
-        lost = lost_inputs(plan, layer, whole.leaves[layer.weight])
-        if lost is None or layer.weight not in theirs:
-            continue
-        name, x = layer.weight.rpartition(".")[0], known.get(layer.x)
-        if x is None:
-            found.append(Fold(name, int(lost.sum()), 0.0, "no norm tells what it is given"))
-            continue
-        spread = covariance(whole, layer.x, x, known) if merge and layer.groups == 1 else torch.diag(x.var)
-        found.append(_folded(name, small, plan, whole, cut, theirs[layer.weight], layer, x.mean, spread, lost, merge))
-    return found
 
+    def __init__(self, whole: Tape, plan: Plan, merge: bool) -> None:
+        self.whole, self.plan, self.merge = whole, plan, merge
+        self.known = normals(whole)
+        self.calls = {call.at: call for call in contractions(whole)}
 
-def _folded(
-    name: str,
-    small: nn.Module,
-    plan: Plan,
-    whole: Tape,
-    cut: Tape,
-    theirs: Contraction,
-    layer: Contraction,
-    mean: Tensor,
-    spread: Tensor,
-    lost: Tensor,
-    merge: bool,
-) -> Fold:
-    """Fold one layer: ``w_S + w_P B`` and ``w_P (m_P - B m_S)`` with ``B = C_PS C_SS^-1`` and the covariance C."""
-    weight = whole.leaves[layer.weight].detach().double().cpu()
-    keep = kept_outputs(plan, layer.weight)
-    norm = norm_behind(cut, theirs)
-    gone = lost.view(layer.groups, 1, -1).expand(-1, len(weight) // layer.groups, -1).reshape(len(weight), -1)
-    taps = weight.reshape(len(weight), weight.shape[1], -1)
-    means = mean.view(layer.groups, 1, -1).expand(-1, len(weight) // layer.groups, -1).reshape(len(weight), -1)
-    offset = ((taps * gone.unsqueeze(2)).sum(2) * means).sum(1)
-    explained = 0.0
-    if merge and layer.groups == 1 and not bool(lost.all()):
+    def __str__(self) -> str:
+        return f"{'Merges' if self.merge else 'Folds'} of {len(self.calls)} layers"
+
+    def __call__(self, target: Target, small: Tape, old: Weights) -> Weights | str:
+        """Return new weights for a layer of the small model, or why there are none."""
+        call = self.calls[target.layer.first.at]
+        stay = kept(self.plan, call, self.whole.leaves)
+        lost = _lost(stay, call)
+        if not bool(lost.any()):
+            return "it lost no inputs"
+        if len(target.goals) > 1 or len(stay.groups) < call.groups:
+            return "several calls use its weight" if len(target.goals) > 1 else "it lost whole groups of filters"
+        x = self.known.get(call.x)
+        rank = len(self.whole.shapes[call.x])
+        if x is None or x.dim % rank != call.channel % rank or len(x.mean) != lost.numel():
+            return "no norm tells what it is given"
+        weight, mean = taps(call, self.whole.leaves), x.mean.view(call.groups, 1, -1)
+        share = prod(call.spread)
+        gone = lost.unsqueeze(1)
+        offset = (weight.sum(2) * gone * mean).sum(2) / share
+        note = f"means of {int(lost.sum())} inputs folded"
+        if not self.merge or call.groups > 1 or bool(lost.all()):
+            return self._weights(stay, offset, old, old.weight, note)
+        spread = covariance(self.whole, call, x, self.known)
         by, explained = _by_others(spread, lost[0])
-        added = torch.einsum("opt,ps->ost", taps[:, lost[0]], by)
-        new = taps[:, ~lost[0]] + added
-        offset = offset - added.sum(2) @ mean[~lost[0]]
-        _repair(norm, cut, taps, new, spread, lost[0], keep)
-        new = (new if keep is None else new[keep]).reshape(cut.leaves[layer.weight].shape)
-        cut.leaves[layer.weight].data.copy_(new)
-    offset = offset if keep is None else offset[keep]
-    placed = shift(small, theirs, norm, offset, [cut])
-    return Fold(name, int(lost.sum()), explained, "" if placed else "it can hold no offset")
+        added = torch.einsum("gotp,ps->gots", weight[..., lost[0]], by)
+        offset = offset - (added.sum(2) @ x.mean[~lost[0]]) / share
+        new = weight[..., ~lost[0]] + added
+        found = self._weights(stay, offset, old, stay.rows(new.flatten(2)), f"{note}, {explained:.0%} merged")
+        return self._repaired(target, small, found, stay, (weight, new), (spread, lost[0]))
+
+    def _weights(self, stay: Kept, offset: Tensor, old: Weights, weight: Tensor, note: str) -> Weights:
+        mine = offset[stay.outputs].mul(stay.factor).view(old.offset.shape).to(old.offset)
+        return Weights(weight.to(old.weight), old.offset + mine, note=note)
+
+    def _repaired(
+        self,
+        target: Target,
+        small: Tape,
+        found: Weights,
+        stay: Kept,
+        weights: tuple[Tensor, Tensor],
+        given: tuple[Tensor, Tensor],
+    ) -> Weights:
+        """Scale what goes into a batch norm so that its variance is what it was, as if taps were independent."""
+        norm = target.norm
+        if norm is None:
+            return found
+        (before, after), (spread, lost) = weights, given
+        was = torch.einsum("gotc,cd,gotd->go", before, spread, before)
+        now = torch.einsum("gotc,cd,gotd->go", after, spread[~lost][:, ~lost], after)
+        share = (now / was.clamp(min=1e-300)).clamp(min=1e-3, max=1.0)[stay.outputs]
+        mean, var = (small.leaves[norm.argument(p, "").name].double().cpu() for p in (3, 4))
+        eps = norm.argument(7, "eps", 1e-5)
+        gain = ((var + eps) / (var * share + eps)).sqrt().view(found.offset.shape).to(found.offset)
+        centre = mean.view(found.offset.shape).to(found.offset)
+        offset = gain * (found.offset - centre) + centre
+        return Weights(found.weight * gain.unsqueeze(2), offset, note=found.note)
+
+
+def _lost(stay: Kept, call: Contraction) -> Tensor:
+    """Return which inputs are lost to groups that stay, bool ``[groups, i]``."""
+    alive = stay.inputs.unflatten(1, (prod(call.kernel), -1))[:, 0]
+    return ~alive & stay.outputs.any(1, keepdim=True)
 
 
 def _by_others(spread: Tensor, lost: Tensor) -> tuple[Tensor, float]:
@@ -111,34 +113,19 @@ def _by_others(spread: Tensor, lost: Tensor) -> tuple[Tensor, float]:
     return by, float(explained / before.clamp(min=1e-300))
 
 
-def _repair(
-    norm: Step | None, cut: Tape, old: Tensor, new: Tensor, spread: Tensor, lost: Tensor, keep: Tensor | None
-) -> None:
-    """Give the batch norm behind a layer the share of the variance that is left, as if taps were independent."""
-    if norm is None:
-        return
-    before = torch.einsum("oct,cd,odt->o", old, spread, old)
-    after = torch.einsum("oct,cd,odt->o", new, spread[~lost][:, ~lost], new)
-    share = (after / before.clamp(min=1e-300)).clamp(min=1e-3, max=1.0)
-    var = cut.leaves[norm.argument(4, "running_var").name]
-    var.data.mul_((share if keep is None else share[keep]).to(var))
-
-
-def covariance(tape: Tape, slot: Slot, x: Normal, known: dict[Slot, Normal]) -> Tensor:
-    """Return the covariance of channels behind one activation, norm and layer ``[c, c]``; diagonal for others.
+def covariance(tape: Tape, reader: Contraction, x: Normal, known: Mapping[Slot, Normal]) -> Tensor:
+    """Return the covariance of what a layer is given ``[c, c]``: behind one activation, norm and layer; else diagonal.
 
     Before the activation, two channels are normal with the cosine of their filters as correlation, over inputs that
     are independent.
     """
-    made = _maker(tape, slot)
-    if made is None:
+    made = _maker(tape, reader)
+    if made is None or made[0].groups > 1:
         return torch.diag(x.var)
     layer, norm, function = made
     before = _before(tape, norm)
-    filters = layer.matrix(tape.leaves[layer.weight].detach().double().cpu()).reshape(len(before.mean), -1)
-    given = known.get(layer.x)
-    if given is not None and layer.groups == 1:
-        filters = filters * given.var.sqrt().repeat(filters.shape[1] // len(given.var))
+    filters, given = taps(layer, tape.leaves)[0], known.get(layer.x)
+    filters = (filters if given is None else filters * given.var.sqrt()).flatten(1)
     filters = filters * affine(norm, tape.leaves, len(filters))[0].cpu().sign().unsqueeze(1)
     unit = filters / filters.norm(dim=1, keepdim=True).clamp(min=1e-300)
     return _products(function, before.mean, before.var.sqrt(), (unit @ unit.mT).clamp(-1, 1))
@@ -161,18 +148,26 @@ def _products(function: Callable[[Tensor], Tensor], mean: Tensor, sd: Tensor, co
     return found
 
 
-def _maker(tape: Tape, slot: Slot) -> tuple[Contraction, Step, Callable[[Tensor], Tensor]] | None:
-    """Return the layer, norm and activation that a value comes from, if it comes from nothing else."""
-    makers = {s: step for step in tape.steps for s in step.outputs if s not in step.inputs}
-    step = makers.get(slot)
-    if step is None or step.name not in FUNCTIONS:
+def _maker(tape: Tape, reader: Contraction) -> tuple[Contraction, Step, Callable[[Tensor], Tensor]] | None:
+    """Return the layer, norm and activation that make what a layer is given, if it comes from nothing else."""
+    at = _writer(tape, reader.x, reader.at)
+    function = None if at is None else function_of(tape.steps[at])
+    if at is None or function is None:
         return None
-    norm = makers.get(step.argument(0, "input"))
-    if norm is None or norm.name != "batch_norm":
+    behind = tape.steps[at].argument(0, "input")
+    norm_at = _writer(tape, behind, at)
+    norm = None if norm_at is None else tape.steps[norm_at]
+    if norm is None or norm_at is None or norm.name != "batch_norm" or not frozen(norm, norm.argument(0, "input")):
         return None
-    layers = {layer.y: layer for layer in contractions(tape)}
-    layer = layers.get(norm.argument(0, "input"))
-    return (layer, norm, FUNCTIONS[step.name]) if layer is not None else None
+    made_at = _writer(tape, norm.argument(0, "input"), norm_at)
+    layer = next((call for call in contractions(tape) if call.at == made_at), None)
+    scaled = isinstance(norm.argument(1, "weight"), Leaf) and isinstance(norm.argument(2, "bias"), Leaf)
+    return (layer, norm, function) if layer is not None and scaled else None
+
+
+def _writer(tape: Tape, slot: Slot, before: int) -> int | None:
+    """Return the last call before another that wrote a value."""
+    return next((at for at in reversed(range(before)) if slot in tape.steps[at].written), None)
 
 
 def _before(tape: Tape, norm: Step) -> Normal:

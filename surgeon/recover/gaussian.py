@@ -4,14 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from math import pi, sqrt
+from math import pi, prod, sqrt
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
-from surgeon.calibrate import Contraction, Leaf, Player, Slot, Step, Tape, contractions
-from surgeon.recover.target import affine, frozen
+from surgeon.calibrate import Contraction, Leaf, Slot, Step, Tape, contractions
+from surgeon.recover.target import frozen
 
 # Nodes of the quadrature for activations without a closed form.
 NODES = 96
@@ -61,27 +60,29 @@ def _hermite(nodes: int) -> tuple[object, object]:
     return at, weights / sqrt(pi)
 
 
-ACTIVATIONS: dict[str, Callable[[Tensor, Tensor], tuple[Tensor, Tensor]]] = {
-    "relu": relu,
-    "relu6": relu6,
-    "silu": quadrature(F.silu),
-    "gelu": quadrature(F.gelu),
-    "hardswish": quadrature(F.hardswish),
-    "sigmoid": quadrature(torch.sigmoid),
-    "tanh": quadrature(torch.tanh),
-    "leaky_relu": quadrature(F.leaky_relu),
-}
-# The same activations on single values.
-FUNCTIONS: dict[str, Callable[[Tensor], Tensor]] = {
-    "relu": F.relu,
-    "relu6": F.relu6,
-    "silu": F.silu,
-    "gelu": F.gelu,
-    "hardswish": F.hardswish,
-    "sigmoid": torch.sigmoid,
-    "tanh": torch.tanh,
-    "leaky_relu": F.leaky_relu,
-}
+CLOSED: dict[str, Callable[[Tensor, Tensor], tuple[Tensor, Tensor]]] = {"relu": relu, "relu6": relu6}
+SMOOTH = frozenset({"silu", "gelu", "hardswish", "sigmoid", "tanh", "leaky_relu", "elu", "mish", "softplus"})
+
+
+def function_of(step: Step) -> Callable[[Tensor], Tensor] | None:
+    """Return the activation of a call, with the call's own options."""
+    clipped = step.name == "hardtanh"
+    if len((*step.inputs, *step.leaves)) != 1 or not (clipped or step.name in SMOOTH or step.name in CLOSED):
+        return None
+    options = {name: value for name, value in step.kwargs.items() if name != "input"}
+    return lambda values: step.func(values, *step.args[1:], **options)
+
+
+def moments_of(step: Step) -> Callable[[Tensor, Tensor], tuple[Tensor, Tensor]] | None:
+    """Return what gives mean and second moment behind an activation."""
+    function = function_of(step)
+    if function is None:
+        return None
+    if step.name == "hardtanh" and (step.argument(1, "min_val"), step.argument(2, "max_val")) == (0.0, 6.0):
+        return relu6
+    return CLOSED.get(step.name) or quadrature(function)
+
+
 _SAME = frozenset({"dropout", "feature_dropout", "alpha_dropout", "contiguous", "identity"})
 _POOLED = frozenset({"avg_pool2d", "adaptive_avg_pool2d", "avg_pool1d", "adaptive_avg_pool1d"})
 
@@ -92,32 +93,22 @@ def normals(tape: Tape) -> dict[Slot, Normal]:
     Behind a norm, a channel is normal with the norm's bias as mean and its weight as deviation. Activations,
     sums of independent values, pooling and further layers follow from there.
     """
-    player = Player(tape)
     known: dict[Slot, Normal] = {}
     given: dict[Slot, Normal] = {}
     layers = {layer.at: layer for layer in contractions(tape)}
     for at, step in enumerate(tape.steps):
         if at in layers and layers[at].x in known:
             given[layers[at].x] = known[layers[at].x]
-        before = {slot: player.values[slot].shape for slot in step.inputs if slot in player.values}
-        found = _after(step, known, tape.leaves, layers.get(at), before)
-        after = _result_shape(player, at)
-        for slot in step.outputs:
+        found = _after(step, known, tape.leaves, layers.get(at), tape.shapes)
+        for slot in step.written:
             known.pop(slot, None)
-        if found is not None and len(step.outputs) == 1 and after is not None:
-            dim = found.dim % len(after)
-            if after[dim] == len(found.mean):
-                known[step.outputs[0]] = Normal(found.mean, found.var, dim)
+        if found is None or len(step.outputs) != 1:
+            continue
+        after = tape.shapes[step.outputs[0]]
+        dim = found.dim % len(after)
+        if after[dim] == len(found.mean):
+            known[step.outputs[0]] = Normal(found.mean, found.var, dim)
     return given
-
-
-def _result_shape(player: Player, at: int) -> torch.Size | None:
-    step = player.tape.steps[at]
-    with torch.no_grad():
-        player.run(step)
-    shape = player.values[step.outputs[0]].shape if step.outputs else None
-    player.at = at  # results stay, whatever reads them: the tape is short of nothing
-    return shape
 
 
 def _after(
@@ -142,10 +133,9 @@ def _after(
         return Normal(mine.mean + other.mean, mine.var + other.var, mine.dim)
     if step.name in _SAME:
         return mine
-    if step.name == "hardtanh" and (step.argument(1, "min_val"), step.argument(2, "max_val")) == (0.0, 6.0):
-        return _activated(relu6, mine)
-    if step.name in ACTIVATIONS:
-        return _activated(ACTIVATIONS[step.name], mine)
+    moments = moments_of(step)
+    if moments is not None:
+        return _activated(moments, mine)
     if step.name in _POOLED:
         return Normal(mine.mean, torch.zeros_like(mine.var), mine.dim)
     if step.name in ("mean", "flatten", "view", "reshape", "squeeze"):
@@ -182,11 +172,18 @@ def _flat(step: Step, x: Normal, shape: torch.Size) -> Normal | None:
 
 def _through(layer: Contraction, x: Normal, leaves: Mapping[str, Tensor]) -> Normal:
     """Sum independent inputs; padding is left out of account."""
-    matrix = layer.matrix(leaves[layer.weight].detach().double().cpu())
-    taps = matrix.shape[2] * layer.groups // len(x.mean)
-    mean, var = (v.view(layer.groups, -1).repeat(1, taps).unsqueeze(2) for v in (x.mean, x.var))
-    out, spread = (matrix @ mean).reshape(-1), (matrix.square() @ var).reshape(-1)
-    return Normal(out + leaves[layer.bias].detach().double().cpu() if layer.bias else out, spread, x.dim)
+    mean, second = taps(layer, leaves), taps(layer, leaves).square()
+    out, spread = ((w.sum(2) * v.view(layer.groups, 1, -1)).sum(2) for w, v in ((mean, x.mean), (second, x.var)))
+    # An output of a transposed convolution sees one tap in so many along each dimension.
+    share = prod(layer.spread)
+    bias = 0 if layer.bias is None else layer.bias.read(leaves).double().cpu()
+    return Normal(out.reshape(-1) / share + bias, spread.reshape(-1) / share, x.dim)
 
 
-__all__ = ["ACTIVATIONS", "Normal", "affine", "normals", "quadrature", "relu", "relu6"]
+def taps(layer: Contraction, leaves: Mapping[str, Tensor]) -> Tensor:
+    """Return the weight of a layer, float64 ``[groups, o / groups, taps, i]``."""
+    matrix = layer.matrix(leaves).double().cpu()
+    return matrix.unflatten(2, (prod(layer.kernel), -1))
+
+
+__all__ = ["CLOSED", "SMOOTH", "Normal", "function_of", "moments_of", "normals", "quadrature", "relu", "relu6", "taps"]

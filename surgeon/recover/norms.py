@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
+from surgeon.calibrate import fitting
 from surgeon.modules import as_arguments, evaluating, tensors_in
 
 
@@ -38,26 +39,33 @@ def renorm(model: nn.Module, small: nn.Module, batches: Sequence[Any]) -> list[R
     if not norms:
         return []
     old = [({name: value.clone() for name, value in norm.named_buffers()}, norm.momentum) for norm in norms]
-    before = _error(model, small, batches[-1])
+    before, after = _error(model, small, batches[-1]), float("nan")
+    try:
+        _estimate(small, norms, batches[:-1] or batches)
+        after = _error(model, small, batches[-1])
+    finally:
+        for norm, (buffers, momentum) in zip(norms, old):
+            norm.momentum = momentum
+            for name, value in buffers.items():
+                if not after < before or name == "num_batches_tracked":
+                    norm.get_buffer(name).copy_(value)
+    return [Renormed(f"{len(norms)} batch norms", before, after)]
+
+
+def _estimate(small: nn.Module, norms: Sequence[_BatchNorm], batches: Sequence[Any]) -> None:
     with evaluating(small):
         for norm in norms:
             norm.reset_running_stats()
             norm.momentum, norm.training = None, True
-        for given in batches[:-1] or batches:
+        for given in batches:
             args, kwargs = as_arguments(given)
-            small(*args, **kwargs)
-    after = _error(model, small, batches[-1])
-    for norm, (buffers, momentum) in zip(norms, old):
-        norm.momentum = momentum
-        for name, value in buffers.items():
-            if after >= before or name == "num_batches_tracked":
-                norm.get_buffer(name).copy_(value)
-    return [Renormed(f"{len(norms)} batch norms", before, after)]
+            with fitting(given):
+                small(*args, **kwargs)
 
 
 def _error(model: nn.Module, small: nn.Module, given: Any) -> float:
     args, kwargs = as_arguments(given)
-    with evaluating(model, small):
+    with fitting(given), evaluating(model, small):
         pairs = zip(tensors_in(model(*args, **kwargs)), tensors_in(small(*args, **kwargs)))
         return sum(_relative(a.double(), b.double()) for a, b in pairs if a.is_floating_point())
 

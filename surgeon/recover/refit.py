@@ -1,23 +1,31 @@
-"""Refit every layer that sees something else than before, from input to output, by ridge regression."""
+"""Give every layer that sees something else than before better weights, from input to output, each checked on data."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import dataclass, replace
+from math import prod
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 
-from surgeon.calibrate import Player, Tape, aligned, drawn, record
+from surgeon.calibrate import Contraction, Player, Sums, Tape, aligned, contractions, record
 from surgeon.errors import DataError, RecoverError
+from surgeon.modules import buffers_kept
 from surgeon.plan.plan import Plan
-from surgeon.recover.problem import Problem, Rows, Weights
-from surgeon.recover.target import Target, affine, kept_outputs, targets
-from surgeon.recover.write import can_shift, set_weight, shift
+from surgeon.recover.channels import by_channels
+from surgeon.recover.gather import Limits, Meant, gather
+from surgeon.recover.kept import Kept, kept
+from surgeon.recover.match import match
+from surgeon.recover.pair import Fault, Pair
+from surgeon.recover.problem import Problem, Weights
+from surgeon.recover.target import Target, targets
+from surgeon.recover.write import affine, offered, place, shift
 
-# One sample in so many judges the fit of the others.
-HELD_OUT = 4
+# What proposes weights for a layer of the small model: target, tape of the small model, and the weights by now; or says
+# why there are none.
+Proposal = Callable[[Target, Tape, Weights], Weights | str]
 
 
 @dataclass(frozen=True)
@@ -27,7 +35,7 @@ class Refit:
     before, after   mean squared error against the original on held-out rows, as a share of the original's variance
     rows            positions of a convolution, or tokens, that were fitted
     unknowns        inputs to a filter
-    note            how it was fitted, or why it was left as it was
+    note            how it was done, or why the layer was left as it was
     """
 
     layer: str
@@ -42,20 +50,16 @@ class Refit:
         return self.after < self.before
 
     def __str__(self) -> str:
-        change = f"error {self.before:.2e} -> {self.after:.2e}" if self.taken else f"left, error {self.before:.2e}"
+        if self.taken:
+            change = f"error {self.before:.2e} -> {self.after:.2e}"
+        else:
+            change = "left" + (f", error {self.before:.2e}" if self.before == self.before else "")
         return f"{self.layer}: {change} ({self.unknowns} inputs, {self.rows} rows, {self.note})"
 
 
-@dataclass(eq=False)
-class _Pair:
-    """A batch in both models.
-
-    ``kept`` holds what the small model gave to layers whose turn comes further on, with the tensor's version.
-    """
-
-    whole: Player
-    small: Player
-    kept: dict[int, tuple[Tensor, int]] = field(default_factory=dict)
+def left(name: str, why: str) -> Refit:
+    """Return the record of a layer that was left as it was."""
+    return Refit(name, float("nan"), float("nan"), 0, 0, why)
 
 
 def refit(
@@ -63,10 +67,11 @@ def refit(
     small: nn.Module,
     plan: Plan,
     batches: Sequence[Any],
-    *,
-    rows: int = 65536,
-    memory: float = 2**28,
+    limits: Limits,
     seed: int = 0,
+    *,
+    proposals: Callable[[Tape, Plan], Proposal] | None = None,
+    measured: bool = True,
     track: Callable[[Sequence[Target]], Iterable[Target]] = lambda targets: targets,
 ) -> list[Refit]:
     """Refit the small model's layers in place and return what became of each.
@@ -74,148 +79,131 @@ def refit(
     Both models move forward in step. When a layer's turn comes, its inputs are those that the small model gives it by
     then, and its target is what the original makes there; where its result goes into a sum, such as that with a
     shortcut, the target is the original's sum less the other operand in the small model. Sums and solutions are
-    float64.
+    float64. Under ``torch.distributed`` every process brings batches of its own, and all find the same weights.
 
     Parameters
     ----------
     batches : inputs as ``example_inputs`` are given
-    rows : most rows of a layer that are used, drawn at random
-    memory : bytes that the rows of one layer may take, and its matrix of second moments; above it, only the means
-        are met
+    limits : of the rows of one layer, drawn at random, and its matrix of second moments; where that is too large, a
+        convolution is fitted to channels instead of channels at every tap, or only the means are met
+    proposals : of the tape of the original and the plan: what to try instead of a fit
+    measured : whether the batches are data, whose means proposals may be made to meet
     """
-    with torch.no_grad():
-        return _refit(model, small, plan, batches, rows, memory, seed, track)
+    for new_biases in (True, False):  # some forwards do something else where there is a bias
+        with torch.no_grad(), buffers_kept(model), buffers_kept(small), offered(small, new_biases) as new:
+            tapes = [(record(model, batch), record(small, batch)) for batch in batches]
+            if aligned([tape for pair in tapes for tape in pair]):
+                return list(_Run(plan, tapes, new, limits, seed, proposals, measured).run(track))
+    raise RecoverError("the small model takes other calls than the original, so layers can't be compared")
 
 
-def _refit(
-    model: nn.Module,
-    small: nn.Module,
-    plan: Plan,
-    batches: Sequence[Any],
-    rows: int,
-    memory: float,
-    seed: int,
-    track: Callable[[Sequence[Target]], Iterable[Target]],
-) -> list[Refit]:
-    tapes = [(record(model, batch), record(small, batch)) for batch in batches]
-    if not aligned([tape for pair in tapes for tape in pair]):
-        raise RecoverError("the small model takes other calls than the original, so layers can't be compared")
-    pairs = [_Pair(Player(whole), Player(cut)) for whole, cut in tapes]
-    todo = list(targets(tapes[0][1], set(plan.cuts)))
-    calls = sorted(target.layer.at for target in todo)
-    draw = torch.Generator().manual_seed(seed)
-    found = []
-    for target in track(todo):
-        for pair in pairs:
-            _advance(pair, target, calls)
-        found.append(_Turn(target, pairs, small, kept_outputs(plan, target.layer.weight)).run(rows, memory, draw))
-    return found
+class _Run:
+    """All turns of one pair of models."""
 
+    def __init__(
+        self,
+        plan: Plan,
+        tapes: Sequence[tuple[Tape, Tape]],
+        new: frozenset[str],
+        limits: Limits,
+        seed: int,
+        proposals: Callable[[Tape, Plan], Proposal] | None,
+        measured: bool,
+    ) -> None:
+        self.plan, self.new, self.limits, self.measured = plan, new, limits, measured
+        self.whole, self.tape = tapes[0]
+        self.draw = torch.Generator().manual_seed(seed)
+        self.originals = {call.at: call for call in contractions(self.whole)}
+        self.propose = proposals(self.whole, plan) if proposals is not None else None
+        self.matches = match(tapes, plan, limits, self.draw) if proposals is None else []
+        # What a match left as it was is in these mixtures too.
+        self.mixtures = {at: mix for found in self.matches if found.taken for at, mix in found.mixtures.items()}
+        self.todo, self.left = targets(self.tape, set(plan.cuts), self.mixtures)
+        single = [target.goals[0] for target in self.todo if len(target.goals) == 1]
+        large = {goal.call.at for t in self.todo if self._by_channels(t) for goal in t.goals}
+        self.pairs = [Pair(Player(whole), Player(small), single, large) for whole, small in tapes]
 
-def _advance(pair: _Pair, target: Target, calls: Sequence[int]) -> None:
-    """Move to where a layer can be compared, keeping what layers on the way are given."""
-    pair.whole.advance(target.until + 1)
-    for at in calls:
-        if pair.small.at <= at <= target.until:
-            pair.small.advance(at)
-            x = pair.small.value(pair.small.tape.steps[at].argument(0, "input"))
-            pair.kept[at] = (x, x._version)
-    pair.small.advance(target.until)
+    def __str__(self) -> str:
+        return f"{len(self.todo)} layers, {len(self.pairs)} batches"
 
+    def run(self, track: Callable[[Sequence[Target]], Iterable[Target]]) -> Iterator[Refit]:
+        for found in self.matches:
+            yield Refit(found.name, found.before, found.after, found.rows, found.width, str(found))
+        for target in track(self.todo):
+            yield self._turn(target)
+            for pair in self.pairs:
+                for goal in target.goals:
+                    pair.drop(goal)
+        yield from (left(name, why) for name, why in self.left)
 
-@dataclass(eq=False)
-class _Turn:
-    """One layer's turn."""
+    def _by_channels(self, target: Target) -> bool:
+        """Tell whether channels at every tap are too many, and channels alone are not."""
+        groups, _, unknowns = target.layer.first.matrix(self.tape.leaves).shape
+        channels = unknowns // prod(target.layer.first.kernel)
+        return self.propose is None and not self.limits.fit(groups, unknowns) and self.limits.fit(groups, channels)
 
-    target: Target
-    pairs: Sequence[_Pair]
-    small: nn.Module
-    keep: Tensor | None
-
-    def __post_init__(self) -> None:
-        self.layer = self.target.layer
-        self.tape: Tape = self.pairs[0].small.tape
-        self.weight = self.tape.leaves[self.layer.weight]
-        self.unknowns = self.weight[0].numel()
-        self.norm = None if self.target.norm is None else self.tape.steps[self.target.norm]
-
-    def run(self, rows: int, memory: float, draw: torch.Generator) -> Refit:
-        inputs = [pair.kept.pop(self.layer.at) for pair in self.pairs]
-        name, left = self.layer.weight.rpartition(".")[0], float("nan")
-        if any(x._version != version for x, version in inputs):
-            return Refit(name, left, left, 0, self.unknowns, "its input is overwritten before its result is used")
-        if any(map(self._broadcasts, self.pairs)):
-            return Refit(name, left, left, 0, self.unknowns, "its result is broadcast in a sum")
-        problem = self._problem([x for x, _ in inputs], min(rows, int(memory / (4 * self.unknowns))), draw)
-        if problem.fit.x.shape[1] == 0 or problem.held.x.shape[1] == 0:
-            raise DataError("compensation needs two samples or more: some are held out to judge the fit")
-        if not bool(torch.isfinite(problem.fit.x).all() and torch.isfinite(problem.held.x).all()):
+    def _turn(self, target: Target) -> Refit:
+        name = target.layer.name.removesuffix(".weight")
+        original = self.originals.get(target.layer.first.at)
+        try:
+            if original is None:
+                raise Fault("the original computes its weight on the way")
+            stay = kept(self.plan, original, self.whole.leaves)
+            problem, channels = self._problem(target, Meant(stay, self.mixtures.get(target.layer.first.at)))
+        except (Fault, RecoverError) as fault:
+            return left(name, str(fault))
+        if not bool(torch.isfinite(problem.rows.x).all()):
             raise DataError(f"what {name} is given is not finite on the calibration data; check inputs and weights")
-        small = self.unknowns**2 * 8 * self.layer.groups <= memory
-        best = problem.best() if small else problem.means_only()
-        before, after = problem.error(problem.old), problem.error(best)
-        if after < before:
-            self._write(problem, problem.final(best) if small else best)
-            for pair, (x, _) in zip(self.pairs, inputs):
-                self._again(pair, x)
-        note = str(best) if small else f"{self.unknowns} inputs are over the memory cap, so only means are met"
-        return Refit(name, before, after, problem.fit.x.shape[1], self.unknowns, note)
+        found = self._found(target, problem, (stay, channels, original))
+        before = problem.error(problem.old)
+        if found is problem.old:
+            found = "nothing that was tried is better on held-out samples"
+        after, note = (before, found) if isinstance(found, str) else (problem.error(found), str(found))
+        if after < before and isinstance(found, Weights):
+            self._write(target, problem, problem.final(found))
+        return Refit(name, before, after, problem.fitted, problem.old.weight.shape[2], note)
 
-    def _problem(self, inputs: Sequence[Tensor], rows: int, draw: torch.Generator) -> Problem:
-        layer, total = self.layer, sum(self.layer.positions(x) for x in inputs)
-        parts: tuple[list[Rows], list[Rows]] = ([], [])
-        seen = 0
-        for pair, x in zip(self.pairs, inputs):
-            many = layer.positions(x)
-            at = drawn(many, -(-many * rows // total), draw).to(x.device)
-            held = (layer.samples(x, at) + seen) % HELD_OUT == HELD_OUT - 1
-            seen += x.shape[0]
-            for part, chosen in zip(parts, (at[~held], at[held])):
-                part.append(self._rows(pair, x, chosen))
-        fit, judge = (_joined(part) for part in parts)
-        factor, offset = (v.to(fit.x.device) for v in affine(self.norm, self.tape.leaves, self.weight.shape[0]))
-        bias = self.tape.leaves[layer.bias] if layer.bias else self.weight.new_zeros(self.weight.shape[0])
-        old = Weights(layer.matrix(self.weight).detach().double(), bias.detach().double().view(layer.groups, -1))
-        free = can_shift(self.small, self.layer, self.norm)
-        return Problem(old, fit, judge, factor, offset, self.target.relu, free)
+    def _problem(self, target: Target, meant: Meant) -> tuple[Problem, Sums | None]:
+        leaves, layer = self.tape.leaves, target.layer
+        weight = layer.first.matrix(leaves)
+        bias = weight.new_zeros(weight.shape[:2]) if layer.bias is None else layer.bias.read(leaves)
+        old = Weights(weight.double().clone(), bias.double().view(weight.shape[:2]).clone())
+        rows, fitted, channels = gather(target, self.pairs, meant, weight.shape[2], self.limits, self.draw)
+        if not fitted or fitted == len(rows.t):
+            raise Fault("there is one row only, and none to judge a fit")
+        factor, offset = (v.to(weight.device) for v in affine(target.norm, leaves, weight.shape[:2].numel()))
+        free = bool(place(target, self.tape, self.new))
+        return Problem(old, rows, fitted, factor, offset, target.relu, free, weight.dtype), channels
 
-    def _rows(self, pair: _Pair, x: Tensor, at: Tensor) -> Rows:
-        layer, until = self.layer, self.tape.steps[self.target.until]
-        wanted = layer.outputs(pair.whole.value(until.outputs[0]), at)
-        wanted = wanted if self.keep is None else wanted[:, self.keep.to(wanted.device)]
-        rest = torch.zeros_like(wanted)
-        for other in self.target.others:
-            rest = rest + layer.outputs(pair.small.value(other), at)
-        return Rows(layer.rows(x, at), wanted, rest)
+    def _found(self, target: Target, problem: Problem, known: tuple[Kept, Sums | None, Contraction]) -> Weights | str:
+        """Return what to give a layer, or why there is nothing."""
+        if self.propose is not None:
+            return self._proposed(self.propose(target, self.tape, problem.old), problem)
+        groups, _, unknowns = problem.old.weight.shape
+        if self.limits.fit(groups, unknowns):
+            return problem.best()
+        over = f"{unknowns} inputs are over the memory cap"
+        stay, channels, original = known
+        if channels is not None and channels.rows:
+            fits = by_channels(problem, stay, channels, original.matrix(self.whole.leaves))
+            tried = [replace(fit, note=f"{over}, so it was fitted to channels, {fit}") for fit in fits]
+        else:
+            tried = [replace(problem.meeting(problem.old), note=f"{over}, so only means are met")]
+        return problem.judged(tried)
 
-    def _broadcasts(self, pair: _Pair) -> bool:
-        """Tell whether the sum is of tensors of several shapes."""
-        if not self.target.others:
-            return False
-        own = self.tape.steps[self.target.path[-1]].outputs[0]
-        shapes = {pair.small.value(slot).shape for slot in (own, *self.target.others)}
-        return len(shapes) > 1
+    def _proposed(self, told: Weights | str, problem: Problem) -> Weights | str:
+        """Return what norms tell, or with what data tell of the means."""
+        tried = []
+        if isinstance(told, Weights):
+            tried.append(told if problem.free else replace(told, offset=problem.old.offset))
+        if self.measured and problem.free:
+            tried.extend(problem.meeting(found) for found in (*tried, problem.old))
+        return problem.judged(tried) if tried else told
 
-    def _write(self, problem: Problem, found: Weights) -> None:
-        tapes = [pair.small.tape for pair in self.pairs]
-        set_weight(self.layer, found.weight, tapes[0])
-        if problem.free:
-            shift(self.small, self.layer, self.norm, (found.offset - problem.old.offset).reshape(-1), tapes)
-
-    def _again(self, pair: _Pair, x: Tensor) -> None:
-        """Make the layer's result anew, up to where it was compared."""
-        player, steps = pair.small, pair.small.tape.steps
-        alive = self.layer.x in player.values
-        player.values[self.layer.x] = x
-        with torch.no_grad():
-            for at in self.target.path:
-                player.run(steps[at])
-        if not alive and self.target.path:
-            del player.values[self.layer.x]
-        compared = steps[self.target.until].inputs
-        for slot in {slot for at in self.target.path for slot in steps[at].outputs} - set(compared):
-            player.values.pop(slot, None)
-
-
-def _joined(parts: Sequence[Rows]) -> Rows:
-    return Rows(torch.cat([p.x for p in parts], 1), torch.cat([p.t for p in parts]), torch.cat([p.rest for p in parts]))
+    def _write(self, target: Target, problem: Problem, found: Weights) -> None:
+        target.layer.first.write(found.weight, self.tape.leaves)
+        where = place(target, self.tape, self.new)
+        if where:
+            shift(target, self.tape, where, (found.offset - problem.old.offset).reshape(-1))
+        for pair in self.pairs if len(target.goals) == 1 else ():
+            pair.again(target.goals[0])

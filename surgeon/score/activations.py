@@ -10,6 +10,7 @@ from torch import Tensor
 
 from surgeon.calibrate import Moments, calibration, input_moments, layers, record
 from surgeon.modules import entering
+from surgeon.score.magnitude import l1
 from surgeon.score.readers import columns, readers
 
 if TYPE_CHECKING:
@@ -61,14 +62,15 @@ def _scored(
         tapes = [record(graph.model, given) for given in calibration(data, samples)]
         known, found = input_moments(tapes, memory=0, of=of), layers(tapes[0])
     values = {
-        layer.weight: each(known[layer.weight], layer.matrix(graph.tensor(layer.weight).detach().double())).reshape(-1)
-        for layer in found
+        layer.name: each(known[layer.name], layer.first.matrix(tapes[0].leaves).double()).reshape(-1) for layer in found
     }
-    scores = {}
+    scores = l1(graph)  # for groups that no layer reads whose inputs are known
     for group in graph.free:
         read = readers(graph, group, found)
+        if not read:
+            continue
         scores[group.name] = torch.zeros(len(group.units), dtype=torch.float64)
         for reader, taken in zip(read, columns(graph, group, read)):
-            mine = values[reader.layer.weight].cpu()
+            mine = values[reader.layer.name].cpu()
             scores[group.name] += torch.stack([together(mine[at]) if len(at) else mine.new_zeros(()) for at in taken])
     return scores

@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from surgeon.calibrate import Moments, Player, Step, calibration, input_moments, layers, record
+from surgeon.calibrate import Layer, Moments, Player, Step, Tape, calibration, input_moments, layers, record
+from surgeon.modules import entering
 from surgeon.plan.ladders import ranked
 from surgeon.score.moments import RIDGE
 from surgeon.score.readers import Reader, readers
@@ -70,7 +72,8 @@ def curves(
     >>> losses = curves(graph, scores, batches)
     >>> plan = surgeon.plan(graph, scores, losses=losses, flops=0.5)
     """
-    tapes = [record(graph.model, given) for given in calibration(data, samples)]
+    with torch.no_grad(), entering(graph.method, graph.model):
+        tapes = [record(graph.model, given) for given in calibration(data, samples)]
     known, found = input_moments(tapes, memory=memory), layers(tapes[0])
     few = tapes[: max(1, -(-len(tapes) * judged // samples))]
     wanted = [Player(tape).finish() for tape in few]
@@ -78,55 +81,72 @@ def curves(
     work = [(readers(graph, group, found), group) for group in graph.free]
     work = [(read, group) for read, group in work if read]
     measured = {}
-    for read, group in sorted(work, key=lambda item: item[0][0].layer.at):
+    for read, group in sorted(work, key=lambda item: _start(item[0])):
         for player in base:
-            player.advance(read[0].layer.at)
+            player.advance(_start(read))
         order, _ = ranked(group, scores)
         steps = sorted({min(group.size - 1, max(1, round(share * group.size))) for share in shares})
         losses = []
         for step in steps:
             dead = graph.dead_classes(order[:step].ravel())
-            trial = {r.layer.at: (r.layer.weight, *_refitted(graph, r, known[r.layer.weight], dead)) for r in read}
+            trial = [_refitted(tapes[0], r, known[r.layer.name], dead) for r in read]
             made = [Trial(player, trial).finish() for player in base]
             losses.append(float(np.mean([loss(m, w) for m, w in zip(made, wanted)])))
         measured[group.name] = _filled(np.array([0, *steps]), np.array([0.0, *losses]))
     return measured
 
 
-class Trial(Player):
-    """A player that goes on from another with other weights and added offsets: call -> (name, weight, offset)."""
+def _start(read: Sequence[Reader]) -> int:
+    """Return the first call that sees another weight."""
+    return min(at for reader in read for call in reader.layer.calls for at in (call.at, *call.weight.through))
 
-    def __init__(self, base: Player, changed: Mapping[int, tuple[str, Tensor, Tensor]]) -> None:
+
+@dataclass(frozen=True, eq=False)
+class Change:
+    """Another weight for a layer, ``[groups, o / groups, k]``, and an offset to its results ``[o]``."""
+
+    layer: Layer
+    weight: Tensor
+    offset: Tensor
+
+    def __str__(self) -> str:
+        return f"another weight for {self.layer.name}"
+
+
+class Trial(Player):
+    """A player that goes on from another with other weights and added offsets."""
+
+    def __init__(self, base: Player, changes: Sequence[Change]) -> None:
         twin = base.fork()
         super().__init__(base.tape, twin.values, base.at)
-        self.changed = changed
-        self.leaves = {**base.leaves, **{name: weight for name, weight, _ in changed.values()}}
+        self.offsets = {call.at: (call, change.offset) for change in changes for call in change.layer.calls}
+        leaves = dict(base.leaves)
+        for change in changes:
+            leaves[change.layer.first.weight.leaf] = change.layer.first.tensor(change.weight, leaves)
+        self.leaves = leaves
 
     def run(self, step: Step) -> None:
         super().run(step)
-        change = self.changed.get(self.at)
-        if change is not None:
-            slot = step.outputs[0]
-            made = self.values[slot]
+        if self.at in self.offsets:
+            call, offset = self.offsets[self.at]
+            made = self.values[call.y]
             dims = [1] * made.dim()
-            dims[-1 if step.name == "linear" else 1] = -1
-            self.values[slot] = made + change[2].to(made).view(dims)
+            dims[call.channel] = -1
+            self.values[call.y] = made + offset.to(made).view(dims)
 
 
-def _refitted(graph: DependencyGraph, reader: Reader, moments: Moments, dead: np.ndarray) -> tuple[Tensor, Tensor]:
+def _refitted(tape: Tape, reader: Reader, moments: Moments, dead: np.ndarray) -> Change:
     """Return weight and offset of a layer after a refit to the inputs that stay, its lost inputs at zero."""
-    layer, old = reader.layer, graph.tensor(reader.layer.weight).detach()
-    weight, lost = layer.matrix(old).double().cpu(), reader.lost(dead)
+    weight, lost = reader.layer.first.matrix(tape.leaves).double().cpu(), reader.lost(dead)
     new = torch.where(lost.unsqueeze(1), 0.0, weight)
-    for g in range(layer.groups) if moments.xx.dim() == 3 else ():
+    for g in range(len(weight)) if moments.xx.dim() == 3 else ():
         stays, goes = (~lost[g]).nonzero().squeeze(1), lost[g].nonzero().squeeze(1)
         if not len(stays) or not len(goes):
             continue
         xx = moments.xx[g].cpu()
         system = xx[stays][:, stays] + RIDGE * xx.diagonal().mean().clamp(min=1e-300) * torch.eye(len(stays)).to(xx)
         new[g][:, stays] += torch.linalg.solve(system, xx[stays][:, goes] @ weight[g][:, goes].mT).mT
-    offset = ((weight - new) @ moments.x.cpu().unsqueeze(2)).reshape(-1)
-    return layer.tensor(new, old), offset
+    return Change(reader.layer, new, ((weight - new) @ moments.x.cpu().unsqueeze(2)).reshape(-1))
 
 
 def _filled(steps: np.ndarray, losses: np.ndarray) -> tuple[np.ndarray, np.ndarray]:

@@ -10,7 +10,7 @@ from torch import Tensor
 from torch.func import functional_call
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
-from surgeon.calibrate import batches, gathered, inputs, shown
+from surgeon.calibrate import batches, fitting, gathered, inputs, shown
 from surgeon.errors import DataError, ScoreError
 from surgeon.modules import as_arguments, entering, evaluating, tensors_in, untouched
 
@@ -131,7 +131,8 @@ def _losses(graph: DependencyGraph, data: Iterable[Any], loss: Loss) -> Iterator
     for batch in shown(batches(data), "scoring"):
         with _still(graph), torch.enable_grad():
             args, kwargs = as_arguments(inputs(batch))
-            output = functional_call(graph.model, weights, args, kwargs)
+            with fitting(inputs(batch)):
+                output = functional_call(graph.model, weights, args, kwargs)
             value = loss(output, *(batch[1:] if isinstance(batch, (tuple, list)) else ()))
             yield weights, _scalar(value), batch
 

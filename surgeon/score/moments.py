@@ -9,6 +9,8 @@ import torch
 from torch import Tensor
 
 from surgeon.calibrate import Moments, calibration, input_moments, layers, record
+from surgeon.modules import entering
+from surgeon.score.magnitude import l1
 from surgeon.score.readers import Reader, columns, readers
 
 if TYPE_CHECKING:
@@ -27,25 +29,24 @@ def obs(graph: DependencyGraph, data: Iterable[Any], samples: int = 512, memory:
     largest such error up to its removal. With the inverse second moment ``P`` of a layer's inputs and its weight
     ``W``, removing the inputs J costs ``tr(W_J P_JJ^-1 W_J')`` (Hassibi and Stork, 1993, "Second order derivatives for
     network pruning: Optimal Brain Surgeon"; blockwise as in Frantar and Alistarh, 2022, "Optimal Brain Compression").
-    Costs of the layers that read a unit are added up, each as a share of the variance of its results.
+    Costs of the layers that read a unit are added up, each as a share of the variance of its results. Groups that no
+    layer reads that could be refitted get their L1 norms.
     """
-    tapes = [record(graph.model, given) for given in calibration(data, samples)]
-    known = input_moments(tapes, memory=memory)
-    found = layers(tapes[0])
-    scores = {}
+    with torch.no_grad(), entering(graph.method, graph.model):
+        tapes = [record(graph.model, given) for given in calibration(data, samples)]
+        known, found = input_moments(tapes, memory=memory), layers(tapes[0])
+    leaves, plain, scores = tapes[0].leaves, l1(graph), {}
     for group in graph.free:
-        scores[group.name] = _removed(graph, group, readers(graph, group, found), known)
+        read = readers(graph, group, found)
+        scores[group.name] = _removed(graph, group, read, known, leaves) if read else plain[group.name]
     return scores
 
 
 class _Layer:
     """A layer that loses inputs: its weight after the removals so far, and the inverse second moment."""
 
-    def __init__(self, graph: DependencyGraph, reader: Reader, moments: Moments) -> None:
-        self.reader = reader
-        self.weight = (
-            reader.layer.matrix(graph.tensor(reader.layer.weight).detach()).double().cpu().clone()
-        )  # [g, o, k]
+    def __init__(self, weight: Tensor, moments: Moments) -> None:
+        self.weight = weight.detach().double().cpu().clone()  # [g, o, k]
         xx = (moments.xx if moments.xx.dim() == 3 else torch.diag_embed(moments.xx)).cpu()
         spread = ((self.weight @ xx) * self.weight).sum()
         mean = xx.diagonal(dim1=1, dim2=2).mean(1).clamp(min=1e-300)
@@ -86,11 +87,17 @@ class _Layer:
             self.inverse[g][at], self.inverse[g][:, at], self.weight[g][:, at] = 0, 0, 0
 
 
-def _removed(graph: DependencyGraph, group: Group, read: Sequence[Reader], known: Mapping[str, Moments]) -> Tensor:
+def _removed(
+    graph: DependencyGraph,
+    group: Group,
+    read: Sequence[Reader],
+    known: Mapping[str, Moments],
+    leaves: Mapping[str, Tensor],
+) -> Tensor:
     """Return the scores of one group, ``[units]``."""
     many = len(group.units)
     taken = columns(graph, group, read)
-    state = [_Layer(graph, reader, known[reader.layer.weight]) for reader in read]
+    state = [_Layer(reader.layer.first.matrix(leaves), known[reader.layer.name]) for reader in read]
     scores, left, worst = torch.zeros(many, dtype=torch.float64), list(range(many)), 0.0
     while left:
         costs = sum((s.cost([c[u] for u in left]) for s, c in zip(state, taken)), torch.zeros(len(left)).double())

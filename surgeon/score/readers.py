@@ -10,45 +10,57 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from surgeon.calibrate import Contraction
+from surgeon.calibrate import Layer
 
 if TYPE_CHECKING:
     from surgeon.graph import DependencyGraph, Group
+    from surgeon.groups import Place
 
 
 @dataclass(frozen=True, eq=False)
 class Reader:
-    """A layer that loses inputs when a group is cut, and the classes of its inputs ``[groups, i]``."""
+    """A layer that loses inputs when a group is cut, and the class of each column of its matrix ``[groups, k]``."""
 
-    layer: Contraction
-    classes: np.ndarray
+    layer: Layer
+    classes: Tensor
 
     def lost(self, dead: np.ndarray) -> Tensor:
-        """Return which inputs of the layer's matrix go with dead classes, bool ``[groups, taps * i]``."""
-        gone = torch.from_numpy(dead[self.classes])
-        taps = int(np.prod(self.layer.kernel)) if self.layer.kernel else 1
-        return gone.repeat(1, taps)
+        """Return which columns of the layer's matrix go with dead classes, bool ``[groups, k]``."""
+        return torch.from_numpy(dead)[self.classes]
 
     def __str__(self) -> str:
-        return f"{self.layer.weight}, {self.classes.shape[1]} inputs"
+        return f"{self.layer.name}, {self.classes.shape[1]} inputs"
 
 
-def readers(graph: DependencyGraph, group: Group, layers: Sequence[Contraction]) -> list[Reader]:
+def readers(graph: DependencyGraph, group: Group, layers: Sequence[Layer]) -> list[Reader]:
     """Return the layers that lose inputs with a group."""
-    by_weight = {layer.weight: layer for layer in layers}
-    found = []
+    homes: dict[str, list[Place]] = {}
     for place in group.members:
-        layer = by_weight.get(place.parameter)
-        if layer is not None and 1 in place.dims:
-            width = graph.tensor(layer.weight).shape[1]
-            # Filters of a grouped convolution see the inputs of their own group: those of its first speak for all.
-            classes = place.classes.reshape(layer.groups, -1, width)[:, 0]
-            found.append(Reader(layer, classes))
-    return sorted(found, key=lambda reader: reader.layer.at)
+        homes.setdefault(place.parameter, []).append(place)
+    dead, found = graph.dead_classes(group.units), []
+    for layer in layers:
+        for place in homes.get(layer.first.weight.leaf, ()):
+            classes = _classes(layer, place, graph.tensor(place.parameter).shape)
+            reader = Reader(layer, classes[:, 0])
+            # Classes of inputs differ within a filter, and filters of one group of a convolution see the same.
+            if bool((classes != classes[:, :, :1]).any()) and bool(reader.lost(dead).any()):
+                found.append(reader)
+    return sorted(found, key=lambda reader: reader.layer.first.at)
+
+
+def _classes(layer: Layer, place: Place, shape: torch.Size) -> Tensor:
+    """Return the class of every position of a layer's matrix, of one filter of each group where all see the same."""
+    call = layer.first
+    sizes = [size if dim in place.dims else 1 for dim, size in enumerate(shape)]
+    full = list(shape)
+    filters = 1 if call.spread else 0
+    if call.weight.at is None and filters not in place.dims:
+        full[filters] = 1 if call.spread else call.groups
+    return call.matrix({place.parameter: torch.from_numpy(place.classes).view(sizes).expand(full)})
 
 
 def columns(graph: DependencyGraph, group: Group, read: Sequence[Reader]) -> list[list[Tensor]]:
-    """Return which inputs of each layer's matrix each unit takes along: ``[readers][units]`` of flat indices."""
+    """Return which columns of each layer's matrix each unit takes along: ``[readers][units]`` of flat indices."""
     found: list[list[Tensor]] = [[] for _ in read]
     for unit in group.units:
         dead = graph.dead_classes([unit])

@@ -17,6 +17,10 @@ LAYERS: list[tuple[nn.Module, tuple[int, ...]]] = [
     (nn.Conv2d(6, 6, 3, padding="same", groups=6), (2, 6, 5, 5)),
     (nn.Conv2d(4, 8, 2, padding="valid", groups=4), (2, 4, 5, 6)),
     (nn.Conv3d(2, 4, (1, 2, 3), padding=(0, 1, 1)), (2, 2, 3, 4, 5)),
+    (nn.ConvTranspose1d(4, 6, 4, stride=2, padding=1, groups=2), (3, 4, 5)),
+    (nn.ConvTranspose2d(4, 6, (3, 2), (2, 3), (1, 3), (1, 0), dilation=(1, 2), bias=False), (2, 4, 4, 5)),
+    (nn.ConvTranspose2d(6, 6, 3, stride=2, output_padding=1, groups=6), (2, 6, 3, 3)),
+    (nn.ConvTranspose3d(2, 4, (1, 2, 3), stride=(1, 2, 1)), (2, 2, 3, 2, 4)),
 ]
 
 
@@ -25,16 +29,19 @@ def test_rows_times_matrix(layer: nn.Module, shape: tuple[int, ...]) -> None:
     layer, x = layer.double(), torch.randn(shape, dtype=torch.float64)
     (found,) = contractions(record(layer, x))
     y: Any = layer(x).detach()
-    many = found.positions(x)
+    many = found.positions(x.shape)
     at = torch.randperm(many)[: many // 2].sort().values
-    matrix = found.matrix(layer.weight.detach())
+    leaves = dict(layer.named_parameters())
+    matrix = found.matrix(leaves)
     made = (found.rows(x, at) @ matrix.mT).transpose(0, 1).reshape(len(at), -1)
     made = made if layer.bias is None else made + layer.bias.detach()
     assert many * y.shape[found.channel] == y.numel()
     assert torch.allclose(made, found.outputs(y, at))
-    assert torch.equal(found.tensor(matrix, layer.weight), layer.weight)
+    assert torch.equal(found.tensor(matrix, leaves), layer.weight)
     # Every sample holds as many rows, in order.
-    assert torch.equal(found.samples(x, torch.arange(many)), torch.arange(shape[0]).repeat_interleave(many // shape[0]))
+    assert torch.equal(
+        found.samples(x.shape, torch.arange(many)), torch.arange(shape[0]).repeat_interleave(many // shape[0])
+    )
 
 
 def test_moments_are_those_of_all_rows() -> None:

@@ -54,9 +54,9 @@ def cut(model: nn.Module, x: Tensor, channels: Sequence[int], layer: str = "conv
         dead = [graph.dead_classes([unit])[place.classes].nonzero()[0] for unit in group.units]  # type: ignore[attr-defined]
         return torch.tensor([0.0 if set(d.tolist()) <= set(channels) else 1.0 for d in dead])
 
-    group = next(g for g in graph.free if g.name == layer)
+    group = max((g for g in graph.free if g.name.partition("#")[0] == layer), key=lambda g: len(g.units))
     share = len(channels) / len(group.units)
-    limits = {g.name: 0.0 for g in graph.free if g.name != layer}
+    limits = {g.name: 0.0 for g in graph.free if g.name.partition("#")[0] != layer}
     plan = surgeon.plan(graph, surgeon.score(graph, criterion), ratio=share, scope="local", floor=0.0, groups=limits)
     return surgeon.operate(model, plan), plan
 

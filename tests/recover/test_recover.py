@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 import surgeon
-from surgeon.errors import DataError, RecoverError
+from surgeon.errors import DataError, PlanMismatch, RecoverError
 from surgeon.recover.problem import Problem, Rows, Weights
 from tests.nets import Perceptron, Residual
 
@@ -54,6 +54,10 @@ def test_a_layer_that_sees_constants_gets_an_offset_only() -> None:
     assert torch.allclose(small.last.weight, weight, atol=1e-4)
 
 
+def together(a: Rows, b: Rows) -> Rows:
+    return Rows(torch.cat([a.x, b.x], 1), torch.cat([a.t, b.t]), torch.cat([a.rest, b.rest]))
+
+
 def test_a_refit_that_is_not_better_is_not_taken() -> None:
     """The old weights are right; what is fitted is noise, and held-out rows tell."""
     right = torch.randn(1, 3, 4, dtype=torch.float64)
@@ -62,9 +66,9 @@ def test_a_refit_that_is_not_better_is_not_taken() -> None:
     noisy = Rows(rows[0].x, 5 * torch.randn(30, 3, dtype=torch.float64), rows[0].rest)
     old = Weights(right, torch.zeros(1, 3, dtype=torch.float64))
     ones, zeros = torch.ones(3, dtype=torch.float64), torch.zeros(3, dtype=torch.float64)
-    assert Problem(old, noisy, rows[1], ones, zeros, relu=False).best() is old
+    assert Problem(old, together(noisy, rows[1]), 30, ones, zeros, relu=False).best() is old
     wrong = Weights(right + 1, old.offset)
-    found = Problem(wrong, rows[0], rows[1], ones, zeros, relu=False).best()
+    found = Problem(wrong, together(*rows), 30, ones, zeros, relu=False).best()
     assert torch.allclose(found.weight, right, atol=1e-6)
 
 
@@ -76,8 +80,8 @@ def test_behind_a_relu_only_what_passes_has_to_be_right() -> None:
     rows = [Rows(a[:, :, :2], b, rest) for a, b in zip(x.split(2000, 1), t.split(2000))]
     old = Weights(torch.zeros(1, 1, 2, dtype=torch.float64), torch.zeros(1, 1, dtype=torch.float64))
     one = torch.ones(1, dtype=torch.float64)
-    plain = Problem(old, *rows, one, 0 * one, relu=False).best()
-    problem = Problem(old, *rows, one, 0 * one, relu=True)
+    plain = Problem(old, together(*rows), 2000, one, 0 * one, relu=False).best()
+    problem = Problem(old, together(*rows), 2000, one, 0 * one, relu=True)
     assert problem.best().rounds > 0
     assert problem.error(problem.best()) < 0.99 * problem.error(plain)
 
@@ -120,22 +124,6 @@ def test_over_the_memory_cap_only_means_are_met() -> None:
     assert not torch.equal(small.last.bias, model.last.bias)
 
 
-def test_a_layer_that_is_called_twice_is_left() -> None:
-    class Twice(nn.Module):
-        def __init__(self) -> None:
-            super().__init__()
-            self.first, self.both, self.last = nn.Linear(4, 8), nn.Linear(8, 8), nn.Linear(8, 2)
-
-        def forward(self, x: Tensor) -> Tensor:
-            return self.last(torch.relu(self.both(torch.relu(self.both(self.first(x))))))
-
-    model = Twice().eval()
-    x = torch.randn(32, 4)
-    small, plan = halves(model, x)
-    recovery = surgeon.recover(model, small, plan, [x])
-    assert [layer.layer for layer in recovery.layers] == ["last"]
-
-
 @pytest.mark.parametrize(
     "data, message",
     [
@@ -167,6 +155,14 @@ def test_methods_are_checked() -> None:
         surgeon.recover(model, small, plan)
 
 
+def test_models_and_plan_belong_together() -> None:
+    model = Residual().eval()
+    small, plan = halves(model, correlated(2))
+    for pair in ((small, model), (model, model), (small, small)):
+        with pytest.raises(PlanMismatch, match="original first"):
+            surgeon.recover(*pair, plan, [correlated(4)])
+
+
 def test_prune_with_data_beats_prune_without() -> None:
     model = Residual(inner=24).eval()
     data = [correlated(32) for _ in range(4)]
@@ -189,3 +185,22 @@ def test_batches_of_other_sizes_and_dictionaries() -> None:
     small = surgeon.operate(model, plan)
     recovery = surgeon.recover(model, small, plan, [{"x": torch.randn(n, 6)} for n in (5, 40, 19)])
     assert recovery.samples == 64 and recovery.layers[0].taken
+
+
+def test_few_samples_are_no_licence() -> None:
+    """What is recorded as left has its old weights, and what is recorded as taken is better on samples held out."""
+    generator = torch.Generator().manual_seed(3)
+    left = 0
+    for _ in range(12):
+        model = Perceptron(width=6, hidden=16).double().eval()
+        x = torch.randn(5, 6, dtype=torch.float64, generator=generator)
+        small, plan = halves(model, x)
+        weight, bias = small.last.weight.detach().clone(), small.last.bias.detach().clone()
+        (layer,) = surgeon.recover(model, small, plan, [x]).layers
+        assert layer.taken == (not torch.equal(small.last.weight, weight) or not torch.equal(small.last.bias, bias))
+        left += not layer.taken
+        held = x[3:4]
+        with torch.no_grad():
+            before = (torch.relu(small.first(held)) @ weight.T + bias - model(held)).square().mean()
+        assert layer.taken == (layer.after < layer.before) and (layer.before > 0) == bool(before > 0)
+    assert 0 < left < 12

@@ -414,3 +414,16 @@ def test_queries_for_each_key_stay_as_many(heads: bool | str) -> None:
     small = result.model
     assert small.q.out_features == 2 * small.k.out_features < 32
     assert small.repeats == 2
+
+
+@pytest.mark.parametrize("groups", [1, 2])
+def test_inputs_of_transposed_convolutions_are_no_filters_of_theirs(groups: int) -> None:
+    """A limit on a layer's filters leaves those of the layer before it alone."""
+    layers = nn.Conv2d(3, 8, 3), nn.ConvTranspose2d(8, 6, 3, groups=groups), nn.Conv2d(6, 2, 1)
+    model, x = nn.Sequential(*layers).eval(), torch.randn(1, 3, 6, 6)
+    graph = surgeon.trace(model, x)
+    sides = {str(m): m.sides for group in graph.free for m in group.members}
+    assert all(side == {"in"} for place, side in sides.items() if place == "1.weight dim 0")
+    plan = surgeon.plan(graph, surgeon.score(graph, "l1"), ratio=0.5, scope="local", groups={"1": 0.0})
+    small = surgeon.operate(model, plan)
+    assert small[1].out_channels == 6 and small[0].out_channels == 4

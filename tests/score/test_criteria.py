@@ -260,3 +260,72 @@ def test_processes_share_their_sums(name: str, tmp_path: Path) -> None:
     alone = surgeon.score(surgeon.trace(model, data[0][0]), name, **options(name, data))["first"]
     for rank in range(2):
         assert torch.allclose(torch.load(tmp_path / f"{rank}.pt")["first"], alone, rtol=1e-9)
+
+
+def test_inputs_of_all_calls_of_a_layer_count() -> None:
+    """A layer that reads two values sees the rows of both; its weight is one."""
+
+    class Twice(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.first, self.both, self.last = nn.Linear(6, 8), nn.Linear(8, 5), nn.Linear(5, 3)
+
+        def forward(self, x: Tensor) -> Tensor:
+            y = torch.relu(self.first(x))
+            return self.last(torch.tanh(self.both(y)) * self.both(y * 2 + 1))
+
+    model, x = Twice().double().eval(), torch.randn(30, 6, dtype=torch.float64)
+    y = torch.relu(model.first(x)).detach()
+    rows = torch.cat([y, y * 2 + 1])
+    size = model.both.weight.detach().square().sum(0)
+    graph = surgeon.trace(model, x)
+    scores = surgeon.score(graph, "variance", data=[x])
+    assert torch.allclose(scores["first"], rows.var(0, correction=0) * size)
+    steps, losses = curves(graph, surgeon.score(graph, "obs", data=[x]), [x])["first"]
+    assert losses[0] == 0 < losses[1] <= losses[-1] and len(steps) == 8
+
+
+def test_transposed_convolutions_read_too() -> None:
+    """What a filter of theirs sees are inputs that lie apart, with zeros in between."""
+    model = nn.Sequential(nn.Conv2d(3, 6, 1), nn.ConvTranspose2d(6, 4, 3, stride=2), nn.Conv2d(4, 2, 1)).double().eval()
+    x = torch.randn(5, 3, 4, 4, dtype=torch.float64)
+    given = model[0](x).detach()
+    apart = given.new_zeros(5, 6, 7, 7)
+    apart[:, :, ::2, ::2] = given
+    rows = F.unfold(apart, 3, padding=2).view(5, 6, 9, -1).permute(1, 2, 0, 3).reshape(6, 9, -1)
+    spread = rows.var(2, correction=0).flip(1)  # taps of the weight run the other way
+    wanted = (spread * model[1].weight.detach().square().sum(1).view(6, 9)).sum(1)
+    scores = surgeon.score(surgeon.trace(model, x), "variance", data=[x])
+    assert torch.allclose(scores["0"], wanted)
+
+
+def test_parts_of_a_weight_are_layers_of_their_own() -> None:
+    class Parts(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.first, self.both, self.last = nn.Linear(6, 8), nn.Linear(8, 10), nn.Linear(5, 3)
+
+        def forward(self, x: Tensor) -> Tensor:
+            y = torch.relu(self.first(x))
+            a, b = self.both.weight.chunk(2)
+            return self.last(F.linear(y, a) * torch.sigmoid(F.linear(y + 2, b)))
+
+    model, x = Parts().double().eval(), torch.randn(30, 6, dtype=torch.float64)
+    y = torch.relu(model.first(x)).detach()
+    scores = surgeon.score(surgeon.trace(model, x), "wanda", data=[x])
+    a, b = model.both.weight.detach().abs().chunk(2)
+    wanted = sum(v.square().mean(0).sqrt() * w.sum(0) for v, w in ((y, a), (y + 2, b)))
+    assert torch.allclose(scores["first"], wanted)
+
+
+@pytest.mark.parametrize("name", ["obs", "variance", "apoz"])
+def test_groups_that_no_known_layer_reads_get_their_norms(name: str) -> None:
+    """Nothing is known of what a computed weight does with them, which does not make them worthless."""
+    head = torch.nn.utils.parametrizations.weight_norm(nn.Linear(8, 3))
+    model = nn.Sequential(nn.Linear(6, 8), nn.ReLU(), head).eval()
+    x = torch.randn(30, 6)
+    graph = surgeon.trace(model, x)
+    group = next((g.name for g in graph.free), None)
+    if group is None:
+        pytest.skip("pinned")
+    assert torch.equal(surgeon.score(graph, name, data=[x])[group], surgeon.score(graph, "l1")[group])
