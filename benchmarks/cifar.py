@@ -37,9 +37,9 @@ class Block(nn.Module):
 class ResNet(nn.Module):
     """CIFAR ResNet of three stages, 16, 32 and 64 wide (He et al., 2016)."""
 
-    def __init__(self, blocks: int) -> None:
+    def __init__(self, blocks: int, given: int = 3) -> None:
         super().__init__()
-        self.conv1 = nn.Conv2d(3, 16, 3, 1, 1, bias=False)
+        self.conv1 = nn.Conv2d(given, 16, 3, 1, 1, bias=False)
         self.bn1 = nn.BatchNorm2d(16)
         self.layer1 = nn.Sequential(*(Block(16, 16, 1) for _ in range(blocks)))
         self.layer2 = nn.Sequential(Block(16, 32, 2), *(Block(32, 32, 1) for _ in range(blocks - 1)))

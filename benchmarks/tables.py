@@ -38,4 +38,6 @@ def publish(name: str, title: str, rows: Sequence[dict[str, Any]], notes: Sequen
 
 
 def _text(value: Any) -> str:
+    if value is None:
+        return ""
     return f"{value:.3g}" if isinstance(value, float) else str(value)

@@ -112,6 +112,8 @@ def ranked(group: Group, scores: Mapping[str, Any]) -> tuple[np.ndarray, np.ndar
         units, lost = (np.take_along_axis(table, order, 1).reshape(steps) for table in (rows, mine))
         columns.append(units.transpose(1, 0, 2).reshape(group.size, -1))
         losses += lost.sum(axis=(0, 2))
+    # A negative score says that the model is better off without the unit: it goes first, and nothing is lost with it.
+    losses = np.maximum(losses, 0.0)
     total = losses.sum()
     return np.concatenate(columns, axis=1), losses / total if total > 0 else np.full(group.size, 1 / group.size)
 

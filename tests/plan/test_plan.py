@@ -162,6 +162,16 @@ def test_scores_decide_what_goes() -> None:
     assert set(range(12)) - set(selection.keep.tolist()) == set(weak.tolist())
 
 
+def test_what_scores_below_zero_costs_nothing() -> None:
+    graph = surgeon.trace(Residual().eval(), image())
+    torch.manual_seed(3)
+    scores = {group.name: torch.randn(len(group.units), dtype=torch.float64) for group in graph.free}
+    plan = surgeon.plan(graph, scores, flops=0.5)
+    clipped = surgeon.plan(graph, {name: values.clamp(min=0) for name, values in scores.items()}, flops=0.5)
+    assert plan.loss == clipped.loss > 0
+    assert [group.removed for group in plan.groups] == [group.removed for group in clipped.groups]
+
+
 class Guarded(nn.Module):
     """Refuses to run on few channels, as batch norm does on single values."""
 

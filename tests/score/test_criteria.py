@@ -180,6 +180,33 @@ def test_grouped_flattened_and_depthwise_layers(name: str) -> None:
     assert all(float(value.max()) > 0 for value in scores.values())
 
 
+class Attention(nn.Module):
+    """Two heads, fused or spelled out."""
+
+    def __init__(self, fused: bool) -> None:
+        super().__init__()
+        self.fused = fused
+        self.q, self.k, self.v = nn.Linear(6, 8), nn.Linear(6, 8), nn.Linear(6, 8)
+        self.up, self.down = nn.Linear(8, 10), nn.Linear(10, 4)
+
+    def forward(self, x: Tensor) -> Tensor:
+        q, k, v = (layer(x).unflatten(2, (2, 4)).transpose(1, 2) for layer in (self.q, self.k, self.v))
+        mixed = F.scaled_dot_product_attention(q, k, v) if self.fused else ((q @ k.mT) * 4**-0.5).softmax(3) @ v
+        return self.down(torch.relu(self.up(mixed.transpose(1, 2).flatten(2)))).mean(1)
+
+
+def test_second_derivatives_go_through_fused_attention() -> None:
+    fused, plain = Attention(True).eval(), Attention(False).eval()
+    plain.load_state_dict(fused.state_dict())
+    data = [(torch.randn(7, 5, 6), torch.randint(0, 4, (7,)))]
+    found, wanted = (
+        surgeon.score(surgeon.trace(model, data[0][0]), "grasp", **options("grasp", data))["up"]
+        for model in (fused, plain)
+    )
+    assert wanted.abs().max() > 0
+    assert torch.allclose(found, wanted, rtol=1e-4, atol=1e-6 * float(wanted.abs().max()))
+
+
 def test_losses_are_checked() -> None:
     model, data = network()
     graph = surgeon.trace(model, data[0][0])
