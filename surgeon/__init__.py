@@ -10,7 +10,7 @@ result.recovery   # with data: what was refitted
 
 from surgeon.api import Result, plan, prune, trace
 from surgeon.convert import plan_from_history, plan_from_pair, plan_from_zeros
-from surgeon.deploy import Exported, export
+from surgeon.deploy import Exported, export, load, operate_file, save
 from surgeon.errors import SurgeonError
 from surgeon.labels.rules.custom import rule
 from surgeon.operate import migrate, operate
@@ -35,8 +35,10 @@ __all__ = [
     "SurgeonError",
     "compare",
     "export",
+    "load",
     "migrate",
     "operate",
+    "operate_file",
     "pareto",
     "plan",
     "plan_from_history",
@@ -45,6 +47,7 @@ __all__ = [
     "prune",
     "recover",
     "rule",
+    "save",
     "score",
     "sensitivity",
     "trace",

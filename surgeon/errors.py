@@ -3,6 +3,7 @@
 SurgeonError
 ├── TraceError          the forward pass could not be recorded
 ├── UnsupportedModel    the object is not a module that can be recorded (scripted, ...)
+├── ModelNotFound       a name, path or factory on the command line that leads to no model; lists the nearest
 ├── NothingPrunable     no group is free; lists why for each layer
 ├── UnknownLayer        a name in ``keep`` or ``groups`` matches no layer; lists the nearest
 ├── BudgetError         a ratio or budget is malformed or out of range
@@ -11,7 +12,8 @@ SurgeonError
 ├── ScoreError          weights or scores that can't be ranked (NaN, wrong length)
 ├── DataError           calibration data that is empty, not finite, or does not fit the model
 ├── RecoverError        compensation that can't be made, such as for a model whose calls changed with the cut
-├── PlanMismatch        the plan was made for another architecture; names the tensor
+├── PlanMismatch        the plan was made for another architecture, or is malformed; names the tensor
+├── FileError           a file that is damaged, incomplete or hostile, or can't be written
 ├── MigrateError        an optimizer's state that can't follow a cut
 ├── ConvertError        what another tool left that can't be read as a plan; says which values are ambiguous
 ├── ExportError         a file that can't be written, or that computes something else than the model
@@ -30,6 +32,7 @@ __all__ = [
     "SurgeonError",
     "TraceError",
     "UnsupportedModel",
+    "ModelNotFound",
     "NothingPrunable",
     "UnknownLayer",
     "BudgetError",
@@ -39,6 +42,7 @@ __all__ = [
     "DataError",
     "RecoverError",
     "PlanMismatch",
+    "FileError",
     "MigrateError",
     "ConvertError",
     "ExportError",
@@ -59,6 +63,10 @@ class TraceError(SurgeonError):
 
 class UnsupportedModel(SurgeonError):
     """The object given as a model can't be recorded."""
+
+
+class ModelNotFound(SurgeonError):
+    """A name, path or factory leads to no model."""
 
 
 class NothingPrunable(SurgeonError):
@@ -99,7 +107,11 @@ class RecoverError(SurgeonError):
 
 
 class PlanMismatch(SurgeonError):
-    """The plan was made for another architecture."""
+    """The plan was made for another architecture, or is no plan."""
+
+
+class FileError(SurgeonError):
+    """A file can't be read, is not what it should be, or can't be written."""
 
 
 class MigrateError(SurgeonError):

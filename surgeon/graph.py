@@ -7,7 +7,6 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from functools import cached_property
 from itertools import pairwise
-from math import prod
 from typing import Any
 
 import networkx as nx
@@ -18,7 +17,7 @@ from torch import Tensor, nn
 
 from surgeon.counts import Counted, Counts, Held, Node, counted
 from surgeon.errors import NothingPrunable, UnknownLayer
-from surgeon.groups import Group, Place, first_steps, locate, named, pin
+from surgeon.groups import Group, Pieces, Place, first_steps, locate, named, pin, sums
 from surgeon.labels.lifetimes import Allocation
 from surgeon.labels.ops import Op, needed
 from surgeon.labels.run import Run
@@ -198,12 +197,13 @@ class DependencyGraph:
         tensor: Tensor = getattr(self.modules[owner], leaf)
         return tensor
 
-    def per_unit(self, values: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    def per_unit(self, values: Mapping[str, Tensor | Pieces]) -> dict[str, Tensor]:
         """Sum a quantity given per weight over all weights that a unit takes along.
 
         Parameters
         ----------
-        values : parameter name -> tensor of the parameter's shape; parameters left out count nothing
+        values : parameter name -> tensor of the parameter's shape, or pieces of it, each with where it is; parameters
+            left out count nothing
 
         Returns
         -------
@@ -215,19 +215,9 @@ class DependencyGraph:
             homes.setdefault(place.parameter, []).append(place)
         for name, places in homes.items():
             value = values.get(name)
-            if value is None:
-                continue
-            used = {d for place in places for d in place.dims}
-            taps = [d for d in range(value.dim()) if d not in used]
-            value = value.detach()
-            wide = torch.promote_types(value.dtype, torch.float32)  # what torch adds up in, whatever it returns
-            if taps and value.numel() > max(1, prod(value.shape[d] for d in used)):
-                value = value.sum(dim=taps, keepdim=True, dtype=wide)
-            for place in places:
-                rest = [d for d in range(value.dim()) if d not in place.dims]
-                along = value.sum(dim=rest, dtype=wide) if rest else value
-                at.append(place.classes)
-                amounts.append(along.reshape(-1).to("cpu", torch.float64, copy=True).numpy())
+            if value is not None:
+                at.extend(place.classes for place in places)
+                amounts.extend(sums(places, value))
         total = np.bincount(np.concatenate(at), np.concatenate(amounts), self.solution.classes)
         units = torch.from_numpy(np.asarray(self.solution.closure @ total))
         return {group.name: units[torch.from_numpy(group.units)] for group in self.free}
@@ -268,11 +258,15 @@ class DependencyGraph:
         return max(1, int(dead[place.classes].sum()))
 
     def reductions(self) -> Iterator[tuple[int, str, int, tuple[int, ...], np.ndarray]]:
-        """Yield the calls that sum or normalise along dimensions that may shrink: (call, op, tensor, dims, classes)."""
+        """Yield the calls that sum or normalise along dimensions that may shrink: (call, op, tensor, dims, classes).
+
+        Classes have the sizes of the dimensions for their shape.
+        """
         for op in self.flow.ops:
             for reduction in op.reductions:
                 for family in reduction.shape[1]:
-                    classes = self.solution.of(family.labels)
+                    sizes = [family.labels.shape[d] for d in family.dims]
+                    classes = self.solution.of(family.labels).reshape(sizes)
                     yield op.index, op.name, reduction.position, family.dims, classes
 
     def layer_names(self) -> list[str]:

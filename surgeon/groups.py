@@ -2,16 +2,27 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from math import prod
 
 import numpy as np
+import torch
 from scipy import sparse
+from torch import Tensor
 
 from surgeon.labels.family import Family
 from surgeon.labels.flow import Flow
 from surgeon.labels.space import Reason
 from surgeon.labels.units import Block, Solution, incidence
+
+
+@dataclass(frozen=True, eq=False)
+class Pieces:
+    """A tensor as slices that cover it, each with its values, which may be gone when the next comes."""
+
+    shape: tuple[int, ...]
+    pieces: Iterable[tuple[tuple[slice, ...], Tensor]]
 
 
 @dataclass(frozen=True, eq=False)
@@ -89,3 +100,28 @@ def locate(name: str, family: Family, flow: Flow, solution: Solution) -> Place:
     """Return where a family of a parameter sits."""
     sides = frozenset().union(*(flow.role.get((name, dim), set()) for dim in family.dims))
     return Place(name, family.dims, solution.of(family.labels), sides)
+
+
+def sums(places: Sequence[Place], value: Tensor | Pieces) -> list[np.ndarray]:
+    """Sum a tensor over everything but the dimensions of each place, flattened, in float64."""
+    if isinstance(value, Tensor):
+        return [total.reshape(-1) for total in _sums(places, value.detach())]
+    totals = [np.zeros([value.shape[d] for d in place.dims]) for place in places]
+    for where, piece in value.pieces:
+        for place, total, part in zip(places, totals, _sums(places, piece)):
+            total[tuple(where[d] for d in place.dims)] += part
+    return [total.reshape(-1) for total in totals]
+
+
+def _sums(places: Sequence[Place], value: Tensor) -> list[np.ndarray]:
+    used = {d for place in places for d in place.dims}
+    taps = [d for d in range(value.dim()) if d not in used]
+    wide = torch.promote_types(value.dtype, torch.float32)  # what torch adds up in, whatever it returns
+    if taps and value.numel() > max(1, prod(value.shape[d] for d in used)):
+        value = value.sum(dim=taps, keepdim=True, dtype=wide)
+    found = []
+    for place in places:
+        rest = [d for d in range(value.dim()) if d not in place.dims]
+        along = value.sum(dim=rest, dtype=wide) if rest else value
+        found.append(along.to("cpu", torch.float64, copy=True).numpy())
+    return found

@@ -97,11 +97,14 @@ def records(module: nn.Module) -> Iterator[tuple[str, dict[str, Any]]]:
 
 
 def holder(module: nn.Module, name: str) -> tuple[dict[str, Any], str]:
-    """Return the dictionary that holds an attribute, and its key there: ``heads``, or ``config.heads``."""
+    """Return the dictionary that holds an attribute, and its key there: ``heads``, or ``config.heads``.
+
+    Raises KeyError or TypeError where there is none. Looks attributes up and never calls anything, such as a property.
+    """
     owner: Any = module
     *path, leaf = name.split(".")
     for part in path:
-        owner = getattr(owner, part)
+        owner = vars(owner)[part]
     return vars(owner), leaf
 
 

@@ -17,21 +17,23 @@ ROOT = Path(surgeon.__file__).parent
 
 # From the bottom up. A package imports from lower layers, and from its own without a cycle.
 LAYERS = (
-    {"errors", "aten", "dispatch", "exported", "modules", "evaluation"},
+    {"errors", "files", "aten", "dispatch", "exported", "modules", "evaluation"},
     {"calibrate"},
     {"trace"},
     {"labels"},
     {"counts", "groups"},
     {"graph"},
-    {"score", "plan", "operate", "verify", "recover", "report", "guard"},
+    {"score", "plan", "operate", "verify", "recover", "report", "deploy", "guard"},
     {"latency"},
     {"api"},
-    {"convert", "deploy", "sensitivity"},
+    {"convert", "sensitivity"},
+    {"cli"},
+    {"__main__"},
 )
 LAYER_OF = {package: i for i, layer in enumerate(LAYERS) for package in layer}
 
 # What reads a plan needs nothing of what made it.
-AFTER_THE_PLAN = ("operate", "verify", "recover", "report")
+AFTER_THE_PLAN = ("operate", "verify", "recover", "report", "deploy")
 BEFORE_THE_PLAN = {"trace", "labels", "counts", "groups", "graph", "score"}
 
 
@@ -151,8 +153,10 @@ def test_public_names() -> None:
         "SurgeonError",
         "compare",
         "export",
+        "load",
         "migrate",
         "operate",
+        "operate_file",
         "pareto",
         "plan",
         "plan_from_history",
@@ -161,6 +165,7 @@ def test_public_names() -> None:
         "prune",
         "recover",
         "rule",
+        "save",
         "score",
         "sensitivity",
         "trace",

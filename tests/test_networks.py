@@ -12,6 +12,7 @@ from torch import nn
 import surgeon
 from surgeon.modules import tensors_in
 from surgeon.verify.count import Count
+from tests.schema import assert_follows_the_schema
 from tests.zoo import MODELS, build, call
 from tests.zoo.networks import NETWORKS, network
 
@@ -30,6 +31,7 @@ def prove_all(model: nn.Module, inputs: Any) -> None:
         proof = surgeon.verify(model, small, plan, inputs, counts=UNCOUNTED)
         assert sum(g.removed for g in plan.groups) > 0
         assert proof.difference <= 1e-9 or proof.dtype != "float64"
+        assert_follows_the_schema(plan)
         smaller[ratio, scope] = small, plan
     train_a_step(small, inputs)
     small, plan = smaller[0.3, "local"]

@@ -17,6 +17,7 @@ from torch.utils.weak import WeakIdKeyDictionary
 
 from surgeon.aten import is_inplace
 from surgeon.dispatch import ASIDES, SIZE_QUERIES, intercept, op_name
+from surgeon.errors import ConvertError
 from surgeon.graph import DependencyGraph
 from surgeon.labels.ops import Op, Shape
 from surgeon.labels.rules import elementwise, joining, movement
@@ -45,7 +46,7 @@ NORMS = {
 # Positions go elsewhere: of one tensor, and of all.
 MOVED = frozenset(movement.RULES) | {"getitem", "select", "narrow", "index_select"}
 JOINED = frozenset(joining.RULES)
-MET = frozenset(elementwise.NAMES) - {"bernoulli", "uniform", "normal", "exponential", "type", "data"}
+MET = (frozenset(elementwise.NAMES) | {"to", "type_as"}) - {"bernoulli", "uniform", "normal", "exponential", "data"}
 ATTENTION = "scaled_dot_product_attention"
 
 
@@ -186,6 +187,11 @@ class Listener:
             self._listen(op, call)
         result = func(*args, **kwargs)
         results = given[:1] if name == "setitem" else list(tensors_in(result))
+        if results and (op is None or op.name != name):
+            raise ConvertError(
+                f"the forward pass took another path than the recorded one: call {self.count - 1} is {name}, not "
+                f"{op.name if op is not None else 'one of them'}; make it do the same each time it runs in eval mode"
+            )
         if call.inplace:
             self._rewritten(results)
         if any(bool(f.any()) for f in free):

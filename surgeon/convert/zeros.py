@@ -26,7 +26,7 @@ TOLERANCE = {torch.float64: 1e-9, torch.float32: 1e-4}
 
 
 def plan_from_zeros(model: Model, example_inputs: Any, *, keep: Iterable[Any] = (), method: str = "forward") -> Plan:
-    """Return the plan that cuts the units of a model that are zero, and leaves its function as it is.
+    """Return the plan that cuts the units of a model that are zero, and leaves its function in eval mode as it is.
 
     A unit goes where no value that stays takes anything from it, whatever the inputs are: because it is a constant
     zero (its filters are zero, or the weight of its norm is, and no bias, mean or activation makes something else of
@@ -181,7 +181,7 @@ def _difference(model: nn.Module, inputs: Any, plan: Plan) -> tuple[float, torch
     for dtype in (torch.float64, torch.float32):
         try:
             twin = copy.deepcopy(model).to(dtype).eval()
-            expected, found = (_outputs(m, inputs, dtype, plan.method) for m in (twin, operate(twin, plan)))
+            expected, found = (_outputs(m, inputs, dtype, plan.method) for m in (twin, bare(operate(twin, plan))))
         except Exception:
             if dtype == torch.float32:
                 raise

@@ -1,5 +1,7 @@
-"""Ship a small model: files that run elsewhere."""
+"""Keep and ship a small model: weights files, folders of transformers, files that run elsewhere, large checkpoints."""
 
+from surgeon.deploy.artefact import Saved, load, save
 from surgeon.deploy.export import Exported, export
+from surgeon.deploy.file import CutFiles, operate_file
 
-__all__ = ["Exported", "export"]
+__all__ = ["CutFiles", "Exported", "Saved", "export", "load", "operate_file", "save"]

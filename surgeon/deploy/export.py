@@ -18,6 +18,7 @@ from torch.export import ExportedProgram
 from surgeon.deploy.formats import FORMATS, Exportable, Format, Runner
 from surgeon.deploy.shapes import Dynamic, Inputs, doubled, dynamic_shapes, inputs_of, others
 from surgeon.errors import ExportError, SurgeonError
+from surgeon.files.atomic import explained
 from surgeon.modules import bare, evaluating, tensors_in, untouched
 
 # Largest difference allowed, relative to the largest value of an output, by the output's type.
@@ -92,7 +93,8 @@ def export(
     if not isinstance(model, ExportedProgram):
         model = bare(model)
     inputs = inputs_of(model, example_inputs)
-    with tempfile.TemporaryDirectory(dir=target.parent, prefix=".surgeon-") as folder, _at_rest(model):
+    scratch = tempfile.TemporaryDirectory(dir=target.parent, prefix=".surgeon-")
+    with explained(target), scratch as folder, _at_rest(model):
         part = Path(folder) / target.name
         free = _write(kind, model, inputs, dynamic, part)
         run = _opened(kind, part)

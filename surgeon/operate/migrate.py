@@ -43,7 +43,7 @@ def migrate(
     plan : the plan that the model was cut by; for several cuts, migrate by each in turn
     small : the small model, where ``operate`` has made several by this plan, or another process did
     model : the model whose parameters the optimizer holds, where that is not the one that was cut in this process; for
-        a state dict, a model whose tied weights tell which of its entries are one
+        a state dict, a model that tells which entries are tied, where the plan does not
     state : for optimizers that aren't torch's: what they keep in the shape of a weight -> the power of the gradient
         that it grows with, such as ``{"exp_avg": 1, "exp_avg_sq": 2}``
 
@@ -257,7 +257,7 @@ def _initial(optimizer: Optimizer, group: Mapping[str, Any], new: nn.Parameter) 
 
 def _migrate_averages(averages: MutableMapping[str, Tensor], plan: Plan, model: nn.Module | None) -> None:
     """Cut a state dict of averages, ``average(cut(w)) = cut(average(w))``."""
-    first = _first_names(bare(model)) if model is not None else {}
+    first = {**plan.tied, **(first_names(bare(model)) if model is not None else {})}
     by_name = {name: first.get(name, name) for name in averages}
     for name, known in by_name.items():
         shape = plan.fingerprint.get(known)
@@ -276,7 +276,7 @@ def _migrate_averages(averages: MutableMapping[str, Tensor], plan: Plan, model: 
     averages.update(new)
 
 
-def _first_names(model: nn.Module) -> dict[str, str]:
+def first_names(model: nn.Module) -> dict[str, str]:
     """Map every name of a tied tensor to the first."""
     first: dict[int, str] = {}
     named = [*model.named_parameters(remove_duplicate=False), *model.named_buffers(remove_duplicate=False)]

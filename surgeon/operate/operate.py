@@ -13,6 +13,7 @@ from torch.export import ExportedProgram
 
 from surgeon.errors import PlanMismatch, SurgeonError, UnsupportedModel
 from surgeon.exported import Program, rebuild
+from surgeon.files.names import prefix_hint
 from surgeon.modules import Model, bare, holder, records, uncollected
 from surgeon.operate.lineage import remember
 from surgeon.operate.select import factors, select, shrunk
@@ -72,17 +73,8 @@ def _named_tensors(model: nn.Module) -> dict[str, Tensor]:
 
 
 def _check(model: nn.Module, tensors: dict[str, Tensor], parameters: Iterable[str], plan: Plan) -> None:
-    for name, shape in plan.fingerprint.items():
-        if name not in tensors:
-            raise PlanMismatch(f"the plan is for another architecture: this model has no tensor {name!r}")
-        if tuple(tensors[name].shape) != tuple(shape):
-            raise PlanMismatch(
-                f"the plan is for another architecture: {name} is {list(tensors[name].shape)} here, "
-                f"{list(shape)} in the plan"
-            )
-    unknown = set(parameters) - set(plan.fingerprint)
-    if unknown:
-        raise PlanMismatch(f"the plan is for another architecture: it does not know {sorted(unknown)[0]!r}")
+    """Refuse a model that is not of the architecture; nothing has been touched so far."""
+    _check_names(tensors, parameters, plan)
     modules = dict(model.named_modules(remove_duplicate=False))
     for edit in plan.edits:
         found = _read(modules.get(edit.owner), edit)
@@ -93,12 +85,34 @@ def _check(model: nn.Module, tensors: dict[str, Tensor], parameters: Iterable[st
             )
 
 
-def _read(module: nn.Module | None, edit: Edit) -> Any:
+def _check_names(tensors: dict[str, Tensor], parameters: Iterable[str], plan: Plan) -> None:
+    other = "the plan is for another architecture: "
+    names: dict[int, str] = {}
+    for name, shape in plan.fingerprint.items():
+        if name not in tensors:
+            raise PlanMismatch(f"{other}this model has no tensor {name!r}{prefix_hint(tensors, plan.fingerprint)}")
+        if tuple(tensors[name].shape) != tuple(shape):
+            raise PlanMismatch(f"{other}{name} is {list(tensors[name].shape)} here, {list(shape)} in the plan")
+        twin = names.setdefault(id(tensors[name]), name)
+        if twin != name:
+            raise PlanMismatch(f"{other}{twin} and {name} are one tensor here, and two in the plan")
+    unknown = set(parameters) - set(plan.fingerprint)
+    for name in sorted(unknown):
+        if name in plan.tied:
+            raise PlanMismatch(f"{other}{name} is tied to {plan.tied[name]} in the plan, and not in this model")
+        raise PlanMismatch(f"{other}it does not know {name!r}{prefix_hint(tensors, plan.fingerprint)}")
+
+
+def _read(module: nn.Module | None, edit: Edit) -> int | None:
+    """Return the integer that an edit changes, None where there is none; looks it up and calls nothing."""
     try:
         held, name = holder(module, edit.name) if module is not None else ({}, edit.name)
-        return held[name] if edit.index is None else held[name][edit.index]
-    except (AttributeError, KeyError, IndexError, TypeError):
+        value = held[name]
+        if edit.index is not None:
+            value = value[edit.index] if type(value) in (tuple, list, torch.Size) else None
+    except (KeyError, IndexError, TypeError):
         return None
+    return value if isinstance(value, int) and not isinstance(value, bool) else None
 
 
 def _apply(module: nn.Module, edit: Edit) -> None:

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import math
+
 import torch
 from torch import Tensor
 
+from surgeon.errors import PlanMismatch
 from surgeon.plan.plan import Cut, Plan, Scale
 
 
@@ -27,14 +30,25 @@ def select(tensor: Tensor, cut: Cut) -> Tensor:
     Where each selection is along one dimension of its own, dimensions are indexed one after the other.
     Otherwise a mask picks single positions; row-major order keeps them where the smaller op expects them.
     """
+    if tensor.is_meta:
+        return torch.empty(cut.new_shape, dtype=tensor.dtype, device="meta")
     single = all(len(s.dims) == 1 for s in cut.selections)
     if single and len({s.dims for s in cut.selections}) == len(cut.selections):
         kept = tensor.detach()
         for s in cut.selections:
             kept = kept.index_select(s.dims[0], torch.from_numpy(s.keep).to(tensor.device))
     else:
-        kept = tensor.detach()[mask(tensor, cut)].reshape(cut.new_shape)
+        kept = filled(tensor.detach()[mask(tensor, cut)], cut)
     return kept.contiguous(memory_format=_layout(tensor))
+
+
+def filled(survivors: Tensor, cut: Cut) -> Tensor:
+    """Return single positions in the shape that they should fill."""
+    if survivors.numel() != math.prod(cut.new_shape):
+        raise PlanMismatch(
+            f"the plan keeps {survivors.numel()} positions of {list(cut.shape)} for {list(cut.new_shape)}"
+        )
+    return survivors.reshape(cut.new_shape)
 
 
 def spread(scale: Scale, tensor: Tensor) -> Tensor:

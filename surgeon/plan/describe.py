@@ -64,7 +64,19 @@ def describe(
         out_of_reach=costs.once(graph, "out of reach", out_of_reach),
         loss=loss,
         bound=bound,
+        tied={alias: name for alias, name in graph.aliases.items() if alias != name and name in graph.shapes},
+        transient=_transient(graph),
     )
+
+
+def _transient(graph: DependencyGraph) -> tuple[str, ...]:
+    """Return the buffers that a state dict of the model does not hold."""
+    names = (
+        f"{path}.{name}" if path else name
+        for path, module in graph.modules.items()
+        for name in module._non_persistent_buffers_set
+    )
+    return tuple(sorted(set(names) & set(graph.shapes)))
 
 
 def _size(dim: int | Counted) -> int:
@@ -120,5 +132,6 @@ def _masked(graph: DependencyGraph, alive: np.ndarray) -> tuple[Masked, ...]:
     for call, op, position, dims, classes in graph.reductions():
         keep = alive[classes]
         if not keep.all():
-            found.append(Masked(call, op, position, Selection(dims, len(keep), np.flatnonzero(keep))))
+            selection = Selection(dims, keep.size, np.flatnonzero(keep))
+            found.append(Masked(call, op, position, selection, keep.shape))
     return tuple(found)

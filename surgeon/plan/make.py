@@ -80,6 +80,7 @@ def plan(
         losses=curves,
     )
     settings: dict[str, Any] = {
+        "criterion": getattr(scores, "criterion", "given"),
         "ratio": ratio,
         "scope": scope,
         "round_to": grid,

@@ -2,145 +2,19 @@
 
 from __future__ import annotations
 
-import json
 import math
+import os
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-
-from surgeon.errors import PlanMismatch
-from surgeon.plan.runs import decode, encode
-
-VERSION = 1
-
-
-@dataclass(frozen=True, eq=False)
-class Selection:
-    """Positions that stay along some dimensions of a tensor: indices into those dimensions, flattened."""
-
-    dims: tuple[int, ...]
-    of: int
-    keep: np.ndarray
-
-    def __eq__(self, other: object) -> bool:
-        if not isinstance(other, Selection):
-            return NotImplemented
-        return self.dims == other.dims and self.of == other.of and np.array_equal(self.keep, other.keep)
-
-    __hash__ = None  # type: ignore[assignment]
-
-    def to_json(self) -> dict[str, Any]:
-        return {"dims": list(self.dims), "of": self.of, "keep": encode(self.keep)}
-
-    @staticmethod
-    def from_json(data: Mapping[str, Any]) -> Selection:
-        return Selection(tuple(data["dims"]), int(data["of"]), decode(data["keep"], int(data["of"])))
-
-
-@dataclass(frozen=True)
-class Cut:
-    """One parameter or buffer: its shape before and after, and what stays."""
-
-    shape: tuple[int, ...]
-    new_shape: tuple[int, ...]
-    selections: tuple[Selection, ...]
-
-    def to_json(self) -> dict[str, Any]:
-        return {
-            "shape": list(self.shape),
-            "new_shape": list(self.new_shape),
-            "keep": [s.to_json() for s in self.selections],
-        }
-
-    @staticmethod
-    def from_json(data: Mapping[str, Any]) -> Cut:
-        selections = tuple(Selection.from_json(s) for s in data["keep"])
-        return Cut(tuple(data["shape"]), tuple(data["new_shape"]), selections)
-
-
-@dataclass(frozen=True)
-class Edit:
-    """An integer attribute of a module, before and after: ``layer1.0.conv2.groups 32 -> 16``."""
-
-    owner: str
-    name: str
-    index: int | None
-    old: int
-    new: int
-
-    def __str__(self) -> str:
-        item = "" if self.index is None else f"[{self.index}]"
-        return f"{self.owner + '.' if self.owner else ''}{self.name}{item} {self.old} -> {self.new}"
-
-
-@dataclass(frozen=True)
-class GroupCut:
-    """How many units of a group go."""
-
-    name: str
-    size: int
-    removed: int
-    layers: tuple[str, ...]
-
-    def __str__(self) -> str:
-        return f"{self.name}: {self.size} -> {self.size - self.removed}"
-
-
-@dataclass(frozen=True)
-class Masked:
-    """A call that sums or normalises along cut positions: the masked reference leaves them out there.
-
-    ``call`` counts the torch-level calls of the forward pass, ``position`` the tensors among its arguments.
-    """
-
-    call: int
-    op: str
-    position: int
-    selection: Selection
-
-
-@dataclass(frozen=True, eq=False)
-class Scale:
-    """Positions of a parameter along one dimension that are multiplied by a factor before the cut."""
-
-    parameter: str
-    dim: int
-    of: int
-    positions: np.ndarray
-    factor: float
-
-    def __eq__(self, other: object) -> bool:
-        return isinstance(other, Scale) and self.to_json() == other.to_json()
-
-    __hash__ = None  # type: ignore[assignment]
-
-    def __str__(self) -> str:
-        return f"{self.parameter} dim {self.dim}: {len(self.positions)} of {self.of} positions times {self.factor:.6g}"
-
-    def to_json(self) -> dict[str, Any]:
-        return {
-            "parameter": self.parameter,
-            "dim": self.dim,
-            "of": self.of,
-            "positions": encode(self.positions),
-            "factor": self.factor,
-        }
-
-    @staticmethod
-    def from_json(data: Mapping[str, Any]) -> Scale:
-        of = int(data["of"])
-        return Scale(data["parameter"], int(data["dim"]), of, decode(data["positions"], of), float(data["factor"]))
-
-
-@dataclass(frozen=True)
-class LayerCost:
-    """Multiply-adds and parameters of a layer before and after."""
-
-    flops: tuple[float, float]
-    params: tuple[float, float]
+from surgeon.files.atomic import explained, write_text
+from surgeon.plan.compose import composed
+from surgeon.plan.diff import Difference, difference
+from surgeon.plan.document import VERSION, fields, written
+from surgeon.plan.records import Cut, Edit, GroupCut, LayerCost, Masked, Scale, Selection, plain
+from surgeon.plan.summary import summarised
 
 
 def above(loss: float, bound: float) -> float:
@@ -166,6 +40,8 @@ class Plan:
     loss         summed normalised importance that goes
     bound        what every choice of widths under the budgets loses at least; of nested plans, every one that removes
                  what the plan before removes
+    tied         other names of tied parameters -> the name in the fingerprint
+    transient    buffers that a state dict does not hold
     """
 
     cuts: Mapping[str, Cut]
@@ -181,6 +57,11 @@ class Plan:
     out_of_reach: Mapping[str, float] = field(default_factory=dict)
     loss: float | None = None
     bound: float | None = None
+    tied: Mapping[str, str] = field(default_factory=dict)
+    transient: tuple[str, ...] = ()
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "settings", plain(self.settings))  # a plan that is read again is equal
 
     @property
     def method(self) -> str:
@@ -205,91 +86,67 @@ class Plan:
 
     __repr__ = __str__
 
-    def to_json(self) -> str:
-        """Write the plan as canonical JSON: the same plan gives the same bytes."""
-        data = {
-            "format": "surgeon-plan",
-            "version": VERSION,
-            "settings": dict(self.settings),
-            "totals": {k: list(v) for k, v in self.totals.items()},
-            "groups": [
-                {"name": g.name, "size": g.size, "removed": g.removed, "layers": list(g.layers)} for g in self.groups
-            ],
-            "pins": dict(self.pins),
-            "attributes": [vars(e) for e in self.edits],
-            "cost": {name: {"flops": list(c.flops), "params": list(c.params)} for name, c in self.cost.items()},
-            "cuts": {name: cut.to_json() for name, cut in self.cuts.items()},
-            "masked": [
-                {"call": m.call, "op": m.op, "position": m.position, **m.selection.to_json()} for m in self.masked
-            ],
-            "out_of_reach": dict(self.out_of_reach),
-            "scales": [scale.to_json() for scale in self.scales],
-            "loss": self.loss,
-            "bound": self.bound,
-            "fingerprint": {name: list(shape) for name, shape in self.fingerprint.items()},
-        }
-        return json.dumps(data, indent=1, sort_keys=True)
+    def summary(self) -> str:
+        """Return what goes from each group, what that costs, and what stays and why, as text of some lines.
+
+        Examples
+        --------
+        >>> print(plan.summary())
+        """
+        return summarised(self)
+
+    def diff(self, other: Plan) -> Difference:
+        """Return where another plan differs; false where it does not, and printable.
+
+        Examples
+        --------
+        >>> print(plan.diff(surgeon.Plan.load("reviewed.plan.json")))
+        """
+        return difference(self, other)
+
+    def then(self, second: Plan) -> Plan:
+        """Return one plan for the original that does what this one and then a second one do.
+
+        Parameters
+        ----------
+        second : a plan for the model that this plan makes
+
+        Raises
+        ------
+        PlanMismatch when the second plan is for another model, or its result has no single cut.
+
+        Examples
+        --------
+        >>> first = surgeon.prune(model, x, flops=0.7)
+        >>> second = surgeon.prune(first.model, x, flops=0.7)
+        >>> surgeon.operate(model, first.plan.then(second.plan))
+        """
+        return Plan(**composed(self, second))
+
+    def to_json(self, compact: bool = False) -> str:
+        """Write the plan as canonical JSON: the same plan gives the same bytes. See docs/plan-format.md.
+
+        Parameters
+        ----------
+        compact : a single line without spaces, in place of one line per tensor
+        """
+        return written(self, compact)
 
     @staticmethod
-    def from_json(text: str) -> Plan:
+    def from_json(text: str | bytes) -> Plan:
         """Read a plan; raises PlanMismatch for anything malformed."""
-        try:
-            return _read(json.loads(text))
-        except (KeyError, TypeError, ValueError, AttributeError) as error:
-            raise PlanMismatch(
-                f"not a plan that this version of surgeon can read: {type(error).__name__}: {error}"
-            ) from error
+        return Plan(**fields(text))
 
-    def save(self, path: str | Path) -> None:
-        """Write the plan to a JSON file."""
-        Path(path).write_text(self.to_json())
+    def save(self, path: str | os.PathLike[str]) -> None:
+        """Write the plan to a JSON file, whole or not at all; raises FileError where that fails."""
+        write_text(path, self.to_json())
 
     @staticmethod
-    def load(path: str | Path) -> Plan:
-        """Read a plan from a JSON file."""
-        return Plan.from_json(Path(path).read_text())
+    def load(path: str | os.PathLike[str]) -> Plan:
+        """Read a plan from a JSON file; raises PlanMismatch for anything malformed, FileError for no file."""
+        with explained(path):
+            text = Path(path).read_bytes()
+        return Plan.from_json(text)
 
 
-def _read(data: Mapping[str, Any]) -> Plan:
-    if data.get("format") != "surgeon-plan" or data.get("version") != VERSION:
-        raise PlanMismatch(
-            f"expected a surgeon plan of version {VERSION}, got {data.get('format')!r} {data.get('version')!r}"
-        )
-    cuts = {name: Cut.from_json(cut) for name, cut in data["cuts"].items()}
-    for name, cut in cuts.items():
-        _check_cut(name, cut)
-    scales = tuple(Scale.from_json(scale) for scale in data["scales"])
-    for scale in scales:
-        _check_scale(scale, cuts)
-    return Plan(
-        cuts=cuts,
-        fingerprint={name: tuple(shape) for name, shape in data["fingerprint"].items()},
-        edits=tuple(Edit(**e) for e in data["attributes"]),
-        groups=tuple(GroupCut(g["name"], g["size"], g["removed"], tuple(g["layers"])) for g in data["groups"]),
-        pins=data["pins"],
-        cost={n: LayerCost(tuple(c["flops"]), tuple(c["params"])) for n, c in data["cost"].items()},
-        totals={k: tuple(v) for k, v in data["totals"].items()},
-        settings=data["settings"],
-        masked=tuple(Masked(m["call"], m["op"], m["position"], Selection.from_json(m)) for m in data["masked"]),
-        scales=scales,
-        out_of_reach=data["out_of_reach"],
-        loss=data["loss"],
-        bound=data["bound"],
-    )
-
-
-def _check_scale(scale: Scale, cuts: Mapping[str, Cut]) -> None:
-    shape = cuts[scale.parameter].shape if scale.parameter in cuts else ()
-    if not 0 <= scale.dim < len(shape) or shape[scale.dim] != scale.of or not 0 < scale.factor < math.inf:
-        raise PlanMismatch(f"{scale.parameter}: no factor {scale.factor} along dim {scale.dim} of {list(shape)}")
-
-
-def _check_cut(name: str, cut: Cut) -> None:
-    """Refuse selections that don't fit the shapes they are for."""
-    if len(cut.shape) != len(cut.new_shape) or any(not 0 < n <= o for n, o in zip(cut.new_shape, cut.shape)):
-        raise PlanMismatch(f"{name}: shape {list(cut.shape)} can't become {list(cut.new_shape)}")
-    for s in cut.selections:
-        if not s.dims or any(not 0 <= d < len(cut.shape) for d in s.dims) or list(s.dims) != sorted(set(s.dims)):
-            raise PlanMismatch(f"{name}: dimensions {list(s.dims)} are not dimensions of {list(cut.shape)}")
-        if s.of != math.prod(cut.shape[d] for d in s.dims):
-            raise PlanMismatch(f"{name}: {s.of} positions along {list(s.dims)} of {list(cut.shape)}")
+__all__ = ["VERSION", "Cut", "Edit", "GroupCut", "LayerCost", "Masked", "Plan", "Scale", "Selection"]

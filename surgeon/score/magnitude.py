@@ -8,7 +8,10 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
+from surgeon.score.stream import Stream
+
 if TYPE_CHECKING:
+    from surgeon.files.checkpoint import Source
     from surgeon.graph import DependencyGraph, Group
 
 
@@ -36,14 +39,21 @@ class _Lazy(Mapping[str, Tensor]):
         return len(self.graph.parameters)
 
 
-def l1(graph: DependencyGraph) -> dict[str, Tensor]:
-    """Sum of absolute weights of all coupled filters (Li et al., 2017, "Pruning Filters for Efficient ConvNets")."""
-    return graph.per_unit(_Lazy(graph, torch.abs))
+def l1(graph: DependencyGraph, weights: Source | None = None) -> dict[str, Tensor]:
+    """Sum of absolute weights of all coupled filters (Li et al., 2017, "Pruning Filters for Efficient ConvNets").
+
+    Of a checkpoint where one is given: see ``surgeon.files.checkpoint``.
+    """
+    return graph.per_unit(_seen(graph, torch.abs, weights))
 
 
-def l2(graph: DependencyGraph) -> dict[str, Tensor]:
-    """Euclidean norm of all coupled filters together."""
-    return {name: value.sqrt() for name, value in graph.per_unit(_Lazy(graph, torch.square)).items()}
+def l2(graph: DependencyGraph, weights: Source | None = None) -> dict[str, Tensor]:
+    """Euclidean norm of all coupled filters together, of a checkpoint where one is given."""
+    return {name: value.sqrt() for name, value in graph.per_unit(_seen(graph, torch.square, weights)).items()}
+
+
+def _seen(graph: DependencyGraph, function: Callable[..., Tensor], weights: Source | None) -> Mapping[str, Any]:
+    return _Lazy(graph, function) if weights is None else Stream(graph, function, weights)
 
 
 def linf(graph: DependencyGraph) -> dict[str, Tensor]:

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections import OrderedDict
+from collections.abc import Callable, Mapping
 from contextlib import nullcontext
 from inspect import signature
 from typing import TYPE_CHECKING, Any
@@ -49,7 +50,19 @@ CRITERIA: dict[str, Callable[..., dict[str, Tensor]]] = {
 }
 
 
-def score(graph: DependencyGraph, criterion: Criterion = "l1", **options: Any) -> dict[str, Tensor]:
+class Scores(dict[str, Tensor]):
+    """Importance per unit by group name, and the name of the criterion."""
+
+    def __init__(self, values: Mapping[str, Tensor], criterion: str) -> None:
+        super().__init__(values)
+        self.criterion = criterion
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        """Be a mapping that ``torch.load`` takes as weights only."""
+        return OrderedDict, (), None, None, iter(self.items())
+
+
+def score(graph: DependencyGraph, criterion: Criterion = "l1", **options: Any) -> Scores:
     """Return the importance of every unit of every free group, float64 ``[units]`` by group name.
 
     Parameters
@@ -58,6 +71,7 @@ def score(graph: DependencyGraph, criterion: Criterion = "l1", **options: Any) -
     options : passed to the criterion: ``seed`` for "random", ``data`` for those that look at activations, ``data`` and
         ``loss`` for those that take gradients, ``example_inputs`` for "synflow". Data are batches: a DataLoader, a list
         or a generator; of a tuple or list the first item is given to the model, and ``loss(output, *rest)`` is a scalar
+        ``weights`` for "l1" and "l2": files of a checkpoint larger than memory, for a graph traced on ``meta``
 
     Raises
     ------
@@ -66,6 +80,7 @@ def score(graph: DependencyGraph, criterion: Criterion = "l1", **options: Any) -
     Examples
     --------
     >>> scores = surgeon.score(graph, "l2")
+    >>> scores = surgeon.score(graph, "l1", weights="model-*.safetensors")
     """
     if isinstance(criterion, str):
         if criterion not in CRITERIA:
@@ -73,8 +88,9 @@ def score(graph: DependencyGraph, criterion: Criterion = "l1", **options: Any) -
                 f"unknown criterion {criterion!r}; choose one of {', '.join(sorted(CRITERIA))}, or pass a callable"
             )
         _check_options(criterion, options)
+        _check_weights(graph, criterion, options)
         with nullcontext() if "data" in options else uncollected():
-            return CRITERIA[criterion](graph, **options)
+            return Scores(CRITERIA[criterion](graph, **options), criterion)
     scores = {}
     for group in graph.free:
         values = torch.as_tensor(criterion(graph, group)).detach().double().cpu()
@@ -84,7 +100,7 @@ def score(graph: DependencyGraph, criterion: Criterion = "l1", **options: Any) -
                 f"which has {len(group.units)} units"
             )
         scores[group.name] = values
-    return scores
+    return Scores(scores, getattr(criterion, "__qualname__", type(criterion).__qualname__))
 
 
 def _check_options(criterion: str, options: dict[str, Any]) -> None:
@@ -95,3 +111,15 @@ def _check_options(criterion: str, options: dict[str, Any]) -> None:
     for name in options:
         if name not in taken:
             raise ScoreError(f"criterion {criterion!r} takes no {name!r}; it takes {', '.join(taken) or 'no options'}")
+
+
+def _check_weights(graph: DependencyGraph, criterion: str, options: dict[str, Any]) -> None:
+    """Refuse to look at weights that are not there."""
+    if criterion == "random" or options.get("weights") is not None:
+        return
+    missing = next((name for name, p in graph.model.named_parameters() if p.is_meta), None)
+    if missing is not None:
+        raise ScoreError(
+            f"{missing} is on the meta device and has no values; give them with "
+            'score(graph, "l1", weights="model-*.safetensors"), or trace a model that has them'
+        )

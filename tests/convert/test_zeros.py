@@ -256,6 +256,32 @@ def test_masks_over_the_whole_model() -> None:
         surgeon.plan_from_zeros(model, image())
 
 
+def test_exported_programs() -> None:
+    model = trained()
+    with torch.no_grad():
+        model.bn1.weight[[1, 4]], model.bn1.bias[[1, 4]] = 0, 0
+    x = image()
+    program = torch.export.export(model, (x,))
+    plan = surgeon.plan_from_zeros(program, x)
+    assert removed(plan, "conv1.weight") == [1, 4]
+    torch.testing.assert_close(surgeon.operate(program, plan).module()(x), model(x))
+
+
+def test_other_paths_than_the_recorded_one_are_refused() -> None:
+    runs = []
+
+    class Wavering(Perceptron):
+        def forward(self, x: Tensor) -> Tensor:
+            runs.append(1)
+            return super().forward(x if len(runs) == 1 else torch.relu(x))
+
+    model = Wavering()
+    with torch.no_grad():
+        model.first.weight[2], model.first.bias[2] = 0, 0
+    with pytest.raises(surgeon.SurgeonError, match="another path"):
+        surgeon.plan_from_zeros(model, torch.randn(2, 6))
+
+
 # -- limits --------------------------------------------------------------------------------------------
 
 

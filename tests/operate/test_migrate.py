@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Callable, Iterable, Iterator
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -497,13 +498,18 @@ def test_averaged_models_go_on() -> None:
     averaged(image())
 
 
-def test_averages_of_tied_weights_need_the_model() -> None:
+def test_averages_of_tied_weights() -> None:
+    """The plan knows which names are one; of a plan without that, the model has to say it."""
     model, ids = Tied(), torch.arange(7)[None]
     plan = half(model, ids)
     averages = {name: value.clone() for name, value in model.state_dict().items()}
+    unaware = replace(plan, tied={})
     with pytest.raises(PlanMismatch, match=r"out\.weight.*give model="):
-        surgeon.migrate(averages, plan)
-    surgeon.migrate(averages, plan, model=model)
+        surgeon.migrate(averages, unaware)
+    told = dict(averages)
+    surgeon.migrate(told, unaware, model=model)
+    surgeon.migrate(averages, plan)
+    assert all(torch.equal(told[name], value) for name, value in averages.items())
     assert averages["out.weight"].shape == averages["table.weight"].shape == (7, 4)
     surgeon.operate(model, plan, inplace=True)
     model.load_state_dict(averages)

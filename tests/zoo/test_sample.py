@@ -10,6 +10,7 @@ import torch
 import surgeon
 from surgeon.modules import tensors_in
 from surgeon.verify.count import Count
+from tests.schema import assert_follows_the_schema
 from tests.zoo.catalogue import entries
 from tests.zoo.models import call
 from tests.zoo.weights import randomize
@@ -42,6 +43,7 @@ def test_half_is_cut_and_proved(model_name: str) -> None:
     model = randomize(model.eval())
     graph = surgeon.trace(model, inputs)
     plan = surgeon.plan(graph, surgeon.score(graph, "random"), ratio=0.5, scope="local")
+    assert_follows_the_schema(plan)
     small = surgeon.operate(model, plan)
     proof = surgeon.verify(model, small, plan, inputs, counts=UNCOUNTED)
     assert proof.difference <= proof.tolerance
