@@ -53,8 +53,8 @@ class Operand:
 
     def within(self, leaf: Tensor, value: Tensor) -> Tensor:
         """Return a parameter with these values in place of its own."""
-        if self.at is None:
-            return value.to(leaf).reshape(leaf.shape)
+        if self.at is None:  # in the parameter's own layout: that of results follows, and views depend on it
+            return torch.empty_like(leaf).copy_(value.reshape(leaf.shape))
         flat = leaf.detach().clone().reshape(-1)
         flat[self.at.to(leaf.device).reshape(-1)] = value.to(leaf).reshape(-1)
         return flat.view(leaf.shape)

@@ -8,7 +8,7 @@ from functools import partial
 from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from surgeon.calibrate import calibration, noise, shown, size
 from surgeon.errors import DataError, PlanMismatch, RecoverError
@@ -118,7 +118,8 @@ def recover(
 def _check_pair(model: nn.Module, small: nn.Module, plan: Plan) -> None:
     """Raise PlanMismatch unless the plan made one model of the other."""
     for what, each, which in (("the original", model, "shape"), ("the small model", small, "new_shape")):
-        tensors = {**dict(each.named_parameters()), **dict(each.named_buffers())}
+        tensors: dict[str, Tensor] = dict(each.named_parameters(remove_duplicate=False))
+        tensors.update(each.named_buffers(remove_duplicate=False))
         for name, cut in plan.cuts.items():
             found = tuple(tensors[name].shape) if name in tensors else None
             if found != getattr(cut, which):

@@ -72,19 +72,42 @@ def duplicate(model: Net, target: int = 1, source: int = 4) -> None:
         value.data[target] = value.data[source]
 
 
-@pytest.mark.parametrize("method", ["ridge", "merge"])
-def test_duplicated_channels(method: str) -> None:
+@pytest.mark.parametrize("data", [True, False])
+@pytest.mark.parametrize("method", ["ridge", "merge", "noise"])
+def test_duplicated_channels(method: str, data: bool) -> None:
+    """Without data, what is made of weights is checked on noise, or fitted to it."""
     model = Net()
     settled(model)
     duplicate(model)
     x = images()
     small, plan = cut(model, x, [1])
     assert difference(model, small, x) > 1e-3
-    surgeon.recover(model, small, plan, [x], method=method, example_inputs=x)
+    given = [x] if data or method == "ridge" else None
+    surgeon.recover(model, small, plan, given, method=method, example_inputs=x)
     assert difference(model, small, images(3)) < 1e-6
 
 
-@pytest.mark.parametrize("method", ["ridge", "bias", "merge"])
+class InPlace(Net):
+    """The same with activations that are written over."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.stem(x)
+        y = self.bn2(self.conv2(nn.functional.relu(self.bn1(self.conv1(x)), inplace=True)))
+        y += x[:, :, 1:-1, 1:-1]
+        return self.head(nn.functional.relu_(y).mean((2, 3)))
+
+
+@pytest.mark.parametrize("method", ["ridge", "merge"])
+def test_duplicated_channels_behind_activations_in_place(method: str) -> None:
+    model = settled(InPlace())
+    duplicate(model)
+    x = images()
+    small, plan = cut(model, x, [1])
+    recovery = surgeon.recover(model, small, plan, None if method == "merge" else [x], method=method, example_inputs=x)
+    assert difference(model, small, images(3)) < 1e-6, recovery.layers
+
+
+@pytest.mark.parametrize("method", ["ridge", "bias", "merge", "noise"])
 @pytest.mark.parametrize("norm, bias", [(True, False), (False, True), (False, False)])
 def test_constant_channels(method: str, norm: bool, bias: bool) -> None:
     """The offset goes into the mean of a batch norm, into a bias, or into a bias that was not there before."""

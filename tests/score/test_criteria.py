@@ -329,3 +329,20 @@ def test_groups_that_no_known_layer_reads_get_their_norms(name: str) -> None:
     if group is None:
         pytest.skip("pinned")
     assert torch.equal(surgeon.score(graph, name, data=[x])[group], surgeon.score(graph, "l1")[group])
+
+
+def test_curves_keep_the_layout_of_results() -> None:
+    """A weight of another layout would change that of results, and views of these would fail."""
+
+    class Views(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.first, self.next, self.last = nn.Conv2d(3, 6, 3), nn.Conv2d(6, 5, 3), nn.Linear(20, 2)
+
+        def forward(self, x: Tensor) -> Tensor:
+            y = self.next(torch.relu(self.first(x)))
+            return self.last(y.view(len(y), -1))
+
+    model, x = Views().eval(), torch.randn(8, 3, 6, 6)
+    graph = surgeon.trace(model, x)
+    assert "first" in curves(graph, surgeon.score(graph, "obs", data=[x]), [x])
