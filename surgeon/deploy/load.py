@@ -42,7 +42,7 @@ def rebuilt(source: Callable[[], Any] | nn.Module, plan: Plan, brought: Containe
             raise UnsupportedModel(f"the factory failed: {type(error).__name__}: {error}") from error
     if not isinstance(model, nn.Module):
         raise UnsupportedModel(f"the factory returned {type(model).__name__}, no torch.nn.Module")
-    return operate(bare(model), plan, inplace=True)
+    return operate(model, plan)  # a copy: what a factory returns need not be new
 
 
 def _on_meta(factory: Callable[[], Any], brought: Container[str]) -> nn.Module | None:
@@ -51,8 +51,9 @@ def _on_meta(factory: Callable[[], Any], brought: Container[str]) -> nn.Module |
         with torch.random.fork_rng(devices=[]), warnings.catch_warnings(), torch.device("meta"):
             warnings.simplefilter("ignore")
             model = bare(factory())
-            missing = any(name not in brought for name in named_tensors(model))
-            held = missing or any(tensor.is_meta for tensor in unregistered(model))
+            named = named_tensors(model)
+            ready = any(tensor.is_meta for tensor in named.values()) and all(name in brought for name in named)
+            held = not ready or any(tensor.is_meta for tensor in unregistered(model))
     except Exception:
         return None  # it will say what is wrong when it is built with values, if that fails as well
     return None if held else model

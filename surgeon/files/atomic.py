@@ -15,7 +15,8 @@ from surgeon.errors import FileError
 def replacing(path: str | os.PathLike[str]) -> Iterator[Path]:
     """Yield a temporary path beside ``path``; what is written there takes the name ``path`` when the block ends.
 
-    When the block fails, the temporary file goes, and whatever was at ``path`` is as it was.
+    When the block fails, the temporary file goes, and whatever was at ``path`` is as it was. The file's permissions are
+    those of the one that it replaces, or of any new file.
 
     Raises
     ------
@@ -25,7 +26,10 @@ def replacing(path: str | os.PathLike[str]) -> Iterator[Path]:
     temporary = path.with_name(f".{path.name}.{os.getpid()}.part")
     try:
         with explained(path):
+            temporary.touch()
+            mode = (path if path.exists() else temporary).stat().st_mode & 0o777
             yield temporary
+            temporary.chmod(mode)  # some libraries write files that nobody else may read
             synced(temporary)
             os.replace(temporary, path)
             synced(path.parent)

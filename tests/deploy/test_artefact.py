@@ -186,6 +186,26 @@ def test_what_is_registered_needs_no_memory_and_no_random_numbers(tmp_path: Path
     assert not any(tensor.is_meta for tensor in named_tensors(again).values())
 
 
+def test_a_factory_may_return_a_model_that_is_in_use(tmp_path: Path) -> None:
+    model = Residual().eval()
+    small, plan = cut(model, image())
+    before = {name: (tensor, tensor.clone()) for name, tensor in named_tensors(model).items()}
+    assert_same(small, trip(small, plan, lambda: model, tmp_path), image())
+    after = named_tensors(model)
+    assert all(after[name] is tensor and torch.equal(tensor, values) for name, (tensor, values) in before.items())
+
+
+def test_files_have_the_permissions_of_any_other(tmp_path: Path) -> None:
+    small, plan = cut(Residual().eval(), image())
+    path = tmp_path / "small.safetensors"
+    surgeon.save(small, plan, path)
+    (tmp_path / "other").touch()
+    assert path.stat().st_mode == (tmp_path / "other").stat().st_mode
+    path.chmod(0o640)
+    surgeon.save(small, plan, path)
+    assert path.stat().st_mode & 0o777 == 0o640
+
+
 def test_the_file_is_a_plain_safetensors_file(tmp_path: Path) -> None:
     small, plan = cut(Unlike().eval(), TOKENS)
     saved = surgeon.save(small, plan, tmp_path / "small.safetensors")
