@@ -6,9 +6,12 @@ import hashlib
 import json
 import os
 import shutil
+from collections.abc import Callable
+from concurrent.futures import Executor, Future, ThreadPoolExecutor, wait
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import torch
 
@@ -114,8 +117,10 @@ class _Run:
             self._check_room()
         journal = Journal(self.parts / "journal", self.digest)
         try:
-            with Reader() as reader:
-                resumed = sum(self._write(shard, reader, journal) for shard in self.shards)
+            # One thread reads and picks while the other digests and writes.
+            with Reader() as reader, ThreadPoolExecutor(1) as thread:
+                writer = _Beside(thread)
+                resumed = sum(self._write(shard, reader, writer, journal) for shard in self.shards)
             self._publish(journal)
         except FileError as error:
             raise FileError(
@@ -160,7 +165,7 @@ class _Run:
 
     # -- tensors ---------------------------------------------------------------------------------------
 
-    def _write(self, shard: Shard, reader: Reader, journal: Journal) -> int:
+    def _write(self, shard: Shard, reader: Reader, writer: _Beside, journal: Journal) -> int:
         """Write what is missing of a file; return how many of its tensors were there."""
         path = self.parts / shard.name
         if not path.exists() and (self.folder / shard.name).exists():
@@ -176,24 +181,25 @@ class _Run:
                     if name in journal.done and _digest(path, target, reader) == journal.done[name]:
                         intact += 1
                         continue
-                    journal.add(name, self._carry(target, handle, reader))
+                    journal.add(name, self._carry(target, handle, reader, writer))
                 os.fsync(handle)
             finally:
+                writer.settle()  # before the file is closed, or its number is another's
                 os.close(handle)
         return intact
 
-    def _carry(self, target: Target, handle: int, reader: Reader) -> str:
+    def _carry(self, target: Target, handle: int, reader: Reader, writer: _Beside) -> str:
         """Write what stays of a tensor; return the digest of its bytes."""
         sieve = Sieve(self.plan, target.known) if target.known in self.plan.cuts else None
         digest, at = hashlib.sha256(), target.begin
         for where, values in reader.pieces(target.stored):
             kept = values if sieve is None else sieve(where, values)
             data = kept.reshape(-1).view(torch.uint8).numpy().data
-            digest.update(data)
             if at + len(data) > target.begin + target.size:
                 raise PlanMismatch(f"the plan keeps more positions of {target.known} than {list(target.shape)} has")
-            _write_at(handle, data, at)
+            writer.run(_put, handle, data, at, digest)
             at += len(data)
+        writer.finish()
         if at != target.begin + target.size:
             raise PlanMismatch(f"the plan keeps fewer positions of {target.known} than {list(target.shape)} has")
         return digest.hexdigest()
@@ -229,6 +235,35 @@ def _digest(path: Path, target: Target, reader: Reader) -> str:
     for start in range(target.begin, target.begin + target.size, PIECE):
         digest.update(reader.range(path, start, min(start + PIECE, target.begin + target.size)))
     return digest.hexdigest()
+
+
+class _Beside:
+    """Runs one thing at a time beside its caller, who waits only when the next is to be run."""
+
+    def __init__(self, thread: Executor) -> None:
+        self.thread = thread
+        self.running: Future[None] | None = None
+
+    def run(self, function: Callable[..., None], *args: Any) -> None:
+        """Start something, when what ran before is done; raises what that raised."""
+        self.finish()
+        self.running = self.thread.submit(function, *args)
+
+    def finish(self) -> None:
+        """Wait for what runs; raises what it raised."""
+        running, self.running = self.running, None
+        if running is not None:
+            running.result()
+
+    def settle(self) -> None:
+        """Wait for what runs, whatever becomes of it."""
+        wait([self.running] if self.running is not None else [])
+        self.running = None
+
+
+def _put(handle: int, data: memoryview, at: int, digest: Any) -> None:
+    digest.update(data)
+    _write_at(handle, data, at)
 
 
 def _write_at(handle: int, data: memoryview, at: int) -> None:

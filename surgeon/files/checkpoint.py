@@ -92,10 +92,10 @@ def _indexed(path: Path) -> tuple[list[Path], dict[str, str]]:
 
 
 class Reader:
-    """Reads ranges of files into one buffer, which each read overwrites."""
+    """Reads ranges of files into two buffers in turn: what a read returns holds until the next but one."""
 
     def __init__(self) -> None:
-        self._buffer = bytearray()
+        self._buffer, self._other = bytearray(), bytearray()
         self._file: Any = None
         self._path: Path | None = None
 
@@ -115,6 +115,7 @@ class Reader:
 
     def range(self, path: Path, begin: int, end: int) -> memoryview:
         """Return bytes ``[begin, end)`` of a file."""
+        self._buffer, self._other = self._other, self._buffer
         if len(self._buffer) < end - begin:
             self._buffer = bytearray(end - begin)
         view = memoryview(self._buffer)[: end - begin]
@@ -132,9 +133,9 @@ class Reader:
         return view
 
     def pieces(self, stored: Stored) -> Iterator[tuple[tuple[slice, ...], Tensor]]:
-        """Yield pieces of a tensor in row-major order: where each is, and its values, gone with the next.
+        """Yield pieces of a tensor in row-major order: where each is, and its values, gone with the next but one.
 
-        Values are in the buffer; each piece has all dimensions, and is whole along the last ones.
+        Values are in a buffer; each piece has all dimensions, and is whole along the last ones.
         """
         dtype = DTYPES[stored.dtype]
         for where in slices(stored.shape, dtype.itemsize):

@@ -76,7 +76,10 @@ def settle(constraints: Sequence[Constraint], width: WidthOf, old: Mapping[Attri
 
 def _solve(constraint: Constraint, known: dict[Attribute, int], width: WidthOf) -> bool:
     """Determine an attribute; True when the constraint has nothing left to say."""
-    left, right = (evaluate(side, known, width) for side in (constraint.left, constraint.right))
+    left, right = evaluate(constraint.left, known, width), evaluate(constraint.right, known, width)
+    if left is None and right is not None and isinstance(constraint.left, Attribute):
+        known[constraint.left] = right  # most are: an attribute is a width
+        return True
     if left is not None and right is not None:
         return True
     unknown, value = (constraint.left, right) if left is None else (constraint.right, left)
@@ -103,7 +106,7 @@ def _assume(constraint: Constraint, known: dict[Attribute, int], width: WidthOf,
 
 
 def _holds(constraint: Constraint, values: Mapping[Attribute, int], width: WidthOf) -> bool:
-    left, right = (evaluate(side, values, width) for side in (constraint.left, constraint.right))
+    left, right = evaluate(constraint.left, values, width), evaluate(constraint.right, values, width)
     if left is None or right is None:
         return False
     return RELATIONS[constraint.relation](left, right) is constraint.outcome

@@ -107,9 +107,8 @@ def ranked(group: Group, scores: Mapping[str, Any]) -> tuple[np.ndarray, np.ndar
         rows = np.stack(list(same))
         mine = values[start : start + rows.size].reshape(rows.shape)
         start += rows.size
-        order = np.argsort(mine, axis=1, kind="stable")
-        steps = (len(rows), group.size, -1)
-        units, lost = (np.take_along_axis(table, order, 1).reshape(steps) for table in (rows, mine))
+        order = np.argsort(mine, axis=1, kind="stable") + np.arange(len(rows))[:, None] * rows.shape[1]
+        units, lost = (table.ravel()[order].reshape(len(rows), group.size, -1) for table in (rows, mine))
         columns.append(units.transpose(1, 0, 2).reshape(group.size, -1))
         losses += lost.sum(axis=(0, 2))
     # A negative score says that the model is better off without the unit: it goes first, and nothing is lost with it.

@@ -15,6 +15,9 @@ if TYPE_CHECKING:
     from surgeon.graph import DependencyGraph, Group
 
 
+SMALL = 1 << 14  # numbers for which new memory is cheap
+
+
 class _Lazy(Mapping[str, Tensor]):
     """Parameters seen through a function, computed when asked for and overwritten when the next one is."""
 
@@ -27,6 +30,8 @@ class _Lazy(Mapping[str, Tensor]):
             raise KeyError(name)
         tensor = self.graph.tensor(name).detach()
         kind, size = (tensor.dtype, tensor.device), tensor.numel()
+        if size < SMALL:
+            return self.function(tensor)
         if kind not in self.scratch or self.scratch[kind].numel() < size:
             # New memory costs more than the arithmetic: parameters take turns in the largest piece so far.
             self.scratch[kind] = torch.empty(size, dtype=tensor.dtype, device=tensor.device)

@@ -252,7 +252,7 @@ def record(
     entries = Ledger(where=lambda: source_line(recording.locate()))
     with untouched(model):
         for module in model.modules():
-            module.training = training and bool(module._modules)
+            vars(module)["training"] = training and bool(module._modules)
         track_attributes(model)
         try:
             with torch.no_grad(), ledger(entries), tracked_roots(), recording.following(recall), intercept(recording):
