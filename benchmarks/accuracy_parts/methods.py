@@ -27,6 +27,7 @@ LARGEST = 0.9
 
 WITH_LABELS = ("taylor", "taylor_squared", "fisher", "gradient", "snip", "grasp")
 WITH_IMAGES = ("activation", "apoz", "variance", "wanda", "obs")
+FREE_OF_DATA = ("bias", "merge", "noise")
 WITHOUT = ("l1", "l2", "linf", "lamp", "fpgm", "bn_scale", "synflow", "random")
 
 
@@ -106,7 +107,8 @@ class Bench:
         small = surgeon.operate(self.subject.model, plan)
         if method.compensate:
             told = {"method": method.compensate, "example_inputs": self.subject.x}
-            surgeon.recover(self.subject.model, small, plan, batches, **told)
+            given = None if method.compensate in FREE_OF_DATA else batches
+            surgeon.recover(self.subject.model, small, plan, given, **told)
         return small, spent + time.process_time() - start
 
     def _scores(self, method: Method, batches: list[Split], seed: int) -> Any:
