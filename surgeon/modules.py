@@ -117,7 +117,7 @@ def untouched(model: nn.Module) -> Iterator[None]:
         held.append(vars(module))
         held.extend(value for value in vars(module).values() if isinstance(value, dict))
     # Most are registries of hooks, and empty.
-    saved = [(entries, entries.copy()) for entries in {id(entries): entries for entries in held if entries}.values()]
+    saved = [(entries, dict(entries)) for entries in {id(entries): entries for entries in held if entries}.values()]
     empty = [entries for entries in held if not entries]
     try:
         with buffers_kept(model):

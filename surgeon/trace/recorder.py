@@ -207,10 +207,12 @@ class _Recording:
         def call(module: nn.Module, *args: Any, **kwargs: Any) -> Any:
             if get_ident() != thread:  # the class is everybody's
                 return called(module, *args, **kwargs)
-            path = names.get(id(module), stack[-1] if stack else "")
-            stack.append(path)
+            own = names.get(id(module))  # a module that no other has registered goes by the one that runs it
+            stack.append(own if own is not None else stack[-1] if stack else "")
             try:
-                known = _recalled(recall, path, module, args) if recall is not None and not kwargs else None
+                known = None
+                if recall is not None and own is not None and not kwargs:
+                    known = _recalled(recall, own, module, args)
                 return called(module, *args, **kwargs) if known is None else known
             finally:
                 stack.pop()

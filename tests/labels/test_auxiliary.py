@@ -49,6 +49,53 @@ def test_heads_of_training_follow(fragile: bool) -> None:
     assert [tuple(t.shape) for t in small.train()(x)] == [(2, 5)] * 3
 
 
+class Watching(nn.Module):
+    """Looks at what passes, in one call, and hands it on."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        self.seen = x.mean()
+        return x
+
+
+class Watched(nn.Module):
+    """What is handed on broadcasts, so that a mean in its place would pass unseen."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.stem, self.watch, self.body = nn.Conv2d(3, 8, 3), Watching(), nn.Conv2d(8, 4, 3)
+        self.gain, self.aux = nn.Parameter(torch.ones(8, 1, 1)), nn.Conv2d(8, 5, 1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.watch(self.stem(x))
+        return self.aux(x * self.gain) if self.training else self.body(x)
+
+
+class Summed(nn.Module):
+    """One call of its own in eval; in training, a layer that no registry knows is given the same."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.same, self.unknown = nn.Identity(), [nn.ReLU()]
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.unknown[0](x) if self.training else self.same(x.sum(1, keepdim=True))
+
+
+class Unnamed(Watched):
+    def __init__(self) -> None:
+        super().__init__()
+        self.watch, self.body = Summed(), nn.Conv2d(1, 4, 3)
+
+
+@pytest.mark.parametrize("kind", [Watched, Unnamed])
+def test_only_what_a_layer_gives_is_recalled(kind: type[nn.Module]) -> None:
+    """Not what some call in it gave, nor what its owner's call did."""
+    model, x = kind().eval(), torch.randn(2, 3, 8, 8)
+    graph = surgeon.trace(model, x)
+    stem = next(g for g in graph.groups if any(place.parameter == "stem.weight" for place in g.members))
+    assert {"gain", "aux.weight"} <= {place.parameter for place in stem.members}
+
+
 def test_layers_that_are_recalled_say_the_same(monkeypatch: pytest.MonkeyPatch) -> None:
     model, x = Headed().eval(), torch.randn(2, 3, 6, 6)
     ran: list[str] = []
@@ -64,7 +111,8 @@ def test_layers_that_are_recalled_say_the_same(monkeypatch: pytest.MonkeyPatch) 
 def test_layers_that_are_recalled_do_not_run(monkeypatch: pytest.MonkeyPatch) -> None:
     model, x = Headed().eval(), torch.randn(2, 3, 6, 6)
     ran: list[int] = []
-    for layer in (model.stem, model.left, model.norm):
-        monkeypatch.setattr(layer, "forward", lambda x, f=layer.forward: ran.append(1) or f(x))
+    for layer, part in ((model.stem, "_conv_forward"), (model.left, "_conv_forward"), (model.norm, "_check_input_dim")):
+        whole = getattr(layer, part)
+        monkeypatch.setattr(layer, part, lambda *given, f=whole: ran.append(1) or f(*given))
     surgeon.trace(model, x)
     assert len(ran) == 3
