@@ -24,7 +24,7 @@ from surgeon.labels.run import Run
 from surgeon.labels.sizes import Constraint, Index, Settlement, settle
 from surgeon.labels.space import Reason
 from surgeon.labels.units import Block, arrange, incidence, members_of, signatures, solve
-from surgeon.modules import holder
+from surgeon.modules import first_names, holder
 from surgeon.trace import Attribute, Expression, Width, evaluate
 from surgeon.trace.integers import leaves
 
@@ -63,7 +63,7 @@ class DependencyGraph:
             name: self.counts.shape((value.shape, tuple(value.families))) for name, value in flow.leaves.items()
         }
         named = dict(model.named_parameters(remove_duplicate=False))
-        self.aliases = _aliases({**named, **dict(model.named_buffers(remove_duplicate=False))})
+        self.aliases = first_names({**named, **dict(model.named_buffers(remove_duplicate=False))})
         self.parameters = {name for name in named if self.aliases[name] == name}
         live = needed(flow.ops, flow.outputs)
         self.nodes = [self._lower(op, i in live) for i, op in enumerate(flow.ops)]
@@ -341,12 +341,6 @@ def _current(modules: Mapping[str, nn.Module], attribute: Attribute) -> int | No
         return int(value if attribute.item is None else value[attribute.item])
     except (AttributeError, KeyError, TypeError, IndexError, ValueError):
         return None
-
-
-def _aliases(tensors: Mapping[str, Tensor]) -> dict[str, str]:
-    """Map every name of a tied tensor to its first, under which it was recorded."""
-    first: dict[int, str] = {}
-    return {name: first.setdefault(id(tensor), name) for name, tensor in tensors.items()}
 
 
 def _layer_graph(graph: DependencyGraph) -> nx.DiGraph:

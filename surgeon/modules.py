@@ -67,6 +67,19 @@ def bare(model: Any) -> nn.Module:
     return model
 
 
+def named_tensors(model: nn.Module) -> dict[str, Tensor]:
+    """Return parameters and buffers under all their names."""
+    named: dict[str, Tensor] = dict(model.named_parameters(remove_duplicate=False))
+    named.update(model.named_buffers(remove_duplicate=False))
+    return named
+
+
+def first_names(tensors: Mapping[str, Tensor]) -> dict[str, str]:
+    """Map every name of a tied tensor to its first, under which it is recorded."""
+    first: dict[int, str] = {}
+    return {name: first.setdefault(id(tensor), name) for name, tensor in tensors.items()}
+
+
 def as_arguments(example_inputs: Any) -> tuple[tuple[Any, ...], dict[str, Any]]:
     """Read ``example_inputs``: a tensor, a tuple or list of positional arguments, or a mapping of keyword arguments."""
     if isinstance(example_inputs, Mapping):

@@ -12,6 +12,7 @@ from safetensors.torch import load_file
 from torch import Tensor, nn
 
 from surgeon.errors import FileError
+from surgeon.modules import named_tensors
 
 # Where training scripts put the weights among other things.
 _INSIDE = ("state_dict", "model", "model_state_dict")
@@ -33,10 +34,7 @@ def load_weights(model: nn.Module, path: Path) -> None:
     except RuntimeError as error:
         lines = [line.strip() for line in str(error).splitlines() if "size mismatch" in line]
         raise FileError(f"{path} is of another architecture: {(lines or [str(error)])[0]}") from error
-    named = {
-        **dict(model.named_parameters(remove_duplicate=False)),
-        **dict(model.named_buffers(remove_duplicate=False)),
-    }
+    named = named_tensors(model)
     given = {id(named[name]) for name in state if name in named}
     missing = [name for name in result.missing_keys if name not in named or id(named[name]) not in given]
     for names, what in ((missing, "has no tensor"), (result.unexpected_keys, "has a tensor too many,")):

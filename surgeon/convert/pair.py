@@ -17,8 +17,7 @@ from surgeon.convert.match import ALIVE, DEAD, UNKNOWN, Axis, Matching, bits
 from surgeon.convert.removal import removal, visible
 from surgeon.errors import ConvertError
 from surgeon.graph import DependencyGraph
-from surgeon.modules import bare, records
-from surgeon.operate.migrate import first_names
+from surgeon.modules import bare, first_names, named_tensors, records
 from surgeon.operate.select import select, shrunk
 from surgeon.plan.plan import Cut, Edit, Plan, Selection
 from surgeon.plan.runs import encode
@@ -208,7 +207,7 @@ def _replay(original: nn.Module, pruned: nn.Module, found: Matching, settings: M
         cost={},
         totals={"flops": (0.0, 0.0), "params": (parameters[0], parameters[1])},
         settings=dict(settings),
-        tied={name: first for name, first in first_names(original).items() if name != first},
+        tied={name: first for name, first in first_names(named_tensors(original)).items() if name != first},
     )
 
 

@@ -10,8 +10,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from surgeon.deploy.tensors import named_tensors, transient_names
-from surgeon.modules import as_arguments, evaluating, holder, tensors_in, untouched
+from surgeon.deploy.tensors import transient_names
+from surgeon.modules import as_arguments, evaluating, holder, named_tensors, tensors_in, untouched
 from surgeon.plan.plan import Plan
 
 # A field of a configuration: names that lead to it, and the item where it is a list.

@@ -9,10 +9,10 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from surgeon.deploy.tensors import TAKE_BIAS, holders, laid_out, named_tensors, unregistered
+from surgeon.deploy.tensors import TAKE_BIAS, holders, laid_out, unregistered
 from surgeon.deploy.weights import Contents
 from surgeon.errors import FileError, SurgeonError, UnsupportedModel
-from surgeon.modules import bare
+from surgeon.modules import bare, named_tensors
 from surgeon.operate import operate
 from surgeon.plan.plan import Plan
 

@@ -17,13 +17,6 @@ LAYOUTS = {"channels_last": (4, torch.channels_last), "channels_last_3d": (5, to
 TAKE_BIAS = (nn.Linear, _ConvNd)
 
 
-def named_tensors(model: nn.Module) -> dict[str, Tensor]:
-    """Return parameters and buffers under all their names."""
-    named: dict[str, Tensor] = dict(model.named_parameters(remove_duplicate=False))
-    named.update(model.named_buffers(remove_duplicate=False))
-    return named
-
-
 def transient_names(model: nn.Module) -> set[str]:
     """Return the buffers that a state dict does not hold."""
     return {

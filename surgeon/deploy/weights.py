@@ -16,13 +16,13 @@ from safetensors import SafetensorError
 from torch import Tensor, nn
 from torch.export import ExportedProgram
 
-from surgeon.deploy.tensors import added_bias, layout_of, named_tensors, transient_names
+from surgeon.deploy.tensors import added_bias, layout_of, transient_names
 from surgeon.errors import FileError, PlanMismatch, UnsupportedModel
 from surgeon.exported import Program
 from surgeon.files import strict
 from surgeon.files.atomic import replacing
 from surgeon.files.header import DTYPES, LONGEST, Header
-from surgeon.modules import Model, bare
+from surgeon.modules import Model, bare, named_tensors
 from surgeon.plan.plan import Plan
 
 FORMAT = "surgeon-weights"

@@ -12,7 +12,7 @@ from torch.optim import Adagrad, Optimizer
 from torch.optim.swa_utils import AveragedModel
 
 from surgeon.errors import MigrateError, PlanMismatch
-from surgeon.modules import bare
+from surgeon.modules import bare, first_names, named_tensors
 from surgeon.operate.lineage import descents
 from surgeon.operate.moments import cut_state, powers
 from surgeon.operate.operate import operate
@@ -257,7 +257,7 @@ def _initial(optimizer: Optimizer, group: Mapping[str, Any], new: nn.Parameter) 
 
 def _migrate_averages(averages: MutableMapping[str, Tensor], plan: Plan, model: nn.Module | None) -> None:
     """Cut a state dict of averages, ``average(cut(w)) = cut(average(w))``."""
-    first = {**plan.tied, **(first_names(bare(model)) if model is not None else {})}
+    first = {**plan.tied, **(first_names(named_tensors(bare(model))) if model is not None else {})}
     by_name = {name: first.get(name, name) for name in averages}
     for name, known in by_name.items():
         shape = plan.fingerprint.get(known)
@@ -274,10 +274,3 @@ def _migrate_averages(averages: MutableMapping[str, Tensor], plan: Plan, model: 
         raise PlanMismatch(f"the plan cuts {missing[0]!r} and others, and none of them is here")
     new = {n: shrunk(averages[n], plan, known) for n, known in by_name.items() if known in plan.cuts}
     averages.update(new)
-
-
-def first_names(model: nn.Module) -> dict[str, str]:
-    """Map every name of a tied tensor to the first."""
-    first: dict[int, str] = {}
-    named = [*model.named_parameters(remove_duplicate=False), *model.named_buffers(remove_duplicate=False)]
-    return {name: first.setdefault(id(tensor), name) for name, tensor in named}

@@ -14,7 +14,7 @@ from torch.export import ExportedProgram
 from surgeon.errors import PlanMismatch, SurgeonError, UnsupportedModel
 from surgeon.exported import Program, rebuild
 from surgeon.files.names import prefix_hint
-from surgeon.modules import Model, bare, holder, records, uncollected
+from surgeon.modules import Model, bare, holder, named_tensors, records, uncollected
 from surgeon.operate.lineage import remember
 from surgeon.operate.select import factors, select, shrunk
 from surgeon.plan.plan import Edit, Plan
@@ -44,7 +44,7 @@ def operate(model: Model, plan: Plan, *, inplace: bool = False) -> nn.Module | E
     model = bare(model)
     if inplace and isinstance(model, Program):
         raise UnsupportedModel("an exported program can't be cut in place; use what operate returns")
-    tensors, before = _named_tensors(model), dict(model.named_parameters())
+    tensors, before = named_tensors(model), dict(model.named_parameters())
     _check(model, tensors, before, plan)
     new = {id(tensors[name]): _cut(tensors[name], plan, name) for name in plan.cuts}
     if inplace:
@@ -64,12 +64,6 @@ def operate(model: Model, plan: Plan, *, inplace: bool = False) -> nn.Module | E
         return rebuild(small)
     remember(before, small, plan, inplace)
     return small
-
-
-def _named_tensors(model: nn.Module) -> dict[str, Tensor]:
-    named: dict[str, Tensor] = dict(model.named_parameters(remove_duplicate=False))
-    named.update(model.named_buffers(remove_duplicate=False))
-    return named
 
 
 def _check(model: nn.Module, tensors: dict[str, Tensor], parameters: Iterable[str], plan: Plan) -> None:

@@ -8,12 +8,12 @@ from functools import partial
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 
 from surgeon.calibrate import calibration, noise, shown, size
 from surgeon.errors import DataError, PlanMismatch, RecoverError
 from surgeon.exported import Program
-from surgeon.modules import bare, buffers_kept, entering
+from surgeon.modules import bare, buffers_kept, entering, named_tensors
 from surgeon.plan.plan import Plan
 from surgeon.recover.fold import Folds
 from surgeon.recover.gather import Limits
@@ -118,8 +118,7 @@ def recover(
 def _check_pair(model: nn.Module, small: nn.Module, plan: Plan) -> None:
     """Raise PlanMismatch unless the plan made one model of the other."""
     for what, each, which in (("the original", model, "shape"), ("the small model", small, "new_shape")):
-        tensors: dict[str, Tensor] = dict(each.named_parameters(remove_duplicate=False))
-        tensors.update(each.named_buffers(remove_duplicate=False))
+        tensors = named_tensors(each)
         for name, cut in plan.cuts.items():
             found = tuple(tensors[name].shape) if name in tensors else None
             if found != getattr(cut, which):

@@ -16,9 +16,8 @@ from torch import Tensor, nn
 
 import surgeon
 from surgeon.deploy.load import _on_meta
-from surgeon.deploy.tensors import named_tensors
 from surgeon.errors import FileError, PlanMismatch, UnsupportedModel
-from surgeon.modules import tensors_in
+from surgeon.modules import named_tensors, tensors_in
 from tests.nets import Residual, image
 from tests.zoo import MODELS, build, call
 
