@@ -12,6 +12,7 @@ from surgeon.api import Result, plan, prune, trace
 from surgeon.convert import plan_from_history, plan_from_pair, plan_from_zeros
 from surgeon.deploy import Exported, export, load, operate_file, save
 from surgeon.errors import SurgeonError
+from surgeon.finetune import Finetuned, finetune, rewind
 from surgeon.labels.rules.custom import rule
 from surgeon.operate import migrate, operate
 from surgeon.plan import Pareto, Plan, pareto
@@ -25,6 +26,7 @@ __version__ = "0.1.0"
 
 __all__ = [
     "Exported",
+    "Finetuned",
     "Pareto",
     "Plan",
     "Proof",
@@ -35,6 +37,7 @@ __all__ = [
     "SurgeonError",
     "compare",
     "export",
+    "finetune",
     "load",
     "migrate",
     "operate",
@@ -46,6 +49,7 @@ __all__ = [
     "plan_from_zeros",
     "prune",
     "recover",
+    "rewind",
     "rule",
     "save",
     "score",

@@ -19,6 +19,7 @@ SurgeonError
 ├── ExportError         a file that can't be written, or that computes something else than the model
 ├── VerificationError   the small model does not compute what the masked original computes
 ├── EvaluationError     ``evaluate`` or ``finetune`` failed, or gave no finite number; names the cut
+├── TrainingError       training that can't start or go on: a loss that is not finite, an optimizer of another model
 ├── AccuracyDrop        no cut stays within ``max_drop``; says how close one came
 └── SensitivityError    a file of sensitivities that is damaged, or belongs to another model
 """
@@ -48,6 +49,7 @@ __all__ = [
     "ExportError",
     "VerificationError",
     "EvaluationError",
+    "TrainingError",
     "AccuracyDrop",
     "SensitivityError",
 ]
@@ -132,6 +134,10 @@ class VerificationError(SurgeonError):
 
 class EvaluationError(SurgeonError):
     """A function of the user's failed on a model, or did not return one finite number."""
+
+
+class TrainingError(SurgeonError):
+    """Training can't start, or can't go on."""
 
 
 class AccuracyDrop(SurgeonError):

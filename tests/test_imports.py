@@ -24,7 +24,7 @@ LAYERS = (
     {"counts", "groups"},
     {"graph"},
     {"score", "plan", "operate", "verify", "recover", "report", "deploy", "guard"},
-    {"latency"},
+    {"latency", "finetune"},
     {"api"},
     {"convert", "sensitivity"},
     {"cli"},
@@ -143,6 +143,7 @@ def test_types_only_imports_are_told_apart(tmp_path: Path) -> None:
 def test_public_names() -> None:
     assert surgeon.__all__ == [
         "Exported",
+        "Finetuned",
         "Pareto",
         "Plan",
         "Proof",
@@ -153,6 +154,7 @@ def test_public_names() -> None:
         "SurgeonError",
         "compare",
         "export",
+        "finetune",
         "load",
         "migrate",
         "operate",
@@ -164,6 +166,7 @@ def test_public_names() -> None:
         "plan_from_zeros",
         "prune",
         "recover",
+        "rewind",
         "rule",
         "save",
         "score",

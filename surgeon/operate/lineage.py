@@ -59,3 +59,9 @@ def remember(before: Mapping[str, nn.Parameter], small: nn.Module, plan: Plan, i
 def descents(old: nn.Parameter) -> Iterator[Descent]:
     """Yield what became of a parameter, oldest cut first."""
     yield from _descents.get(old, ())
+
+
+def plan_between(original: nn.Module, small: nn.Module) -> Plan | None:
+    """Return the plan by which this process made a model from an original; None where it did not, or not in one cut."""
+    known = (d for p in original.parameters() for d in descents(p))
+    return next((d.plan for d in known if d.small() is small and small is not original), None)

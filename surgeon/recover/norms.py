@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -41,7 +41,7 @@ def renorm(model: nn.Module, small: nn.Module, batches: Sequence[Any]) -> list[R
     old = [({name: value.clone() for name, value in norm.named_buffers()}, norm.momentum) for norm in norms]
     before, after = _error(model, small, batches[-1]), float("nan")
     try:
-        _estimate(small, norms, batches[:-1] or batches)
+        estimate(small, norms, batches[:-1] or batches)
         after = _error(model, small, batches[-1])
     finally:
         for norm, (buffers, momentum) in zip(norms, old):
@@ -52,7 +52,8 @@ def renorm(model: nn.Module, small: nn.Module, batches: Sequence[Any]) -> list[R
     return [Renormed(f"{len(norms)} batch norms", before, after)]
 
 
-def _estimate(small: nn.Module, norms: Sequence[_BatchNorm], batches: Sequence[Any]) -> None:
+def estimate(small: nn.Module, norms: Sequence[_BatchNorm], batches: Iterable[Any]) -> None:
+    """Set the statistics of batch norms to the plain average over batches; momenta are None afterwards."""
     with evaluating(small):
         for norm in norms:
             norm.reset_running_stats()
