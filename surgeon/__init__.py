@@ -17,6 +17,7 @@ from surgeon.labels.rules.custom import rule
 from surgeon.operate import migrate, operate
 from surgeon.plan import Pareto, Plan, pareto
 from surgeon.recover import Recovery, recover
+from surgeon.regularize import Regularizer
 from surgeon.report import Report, compare
 from surgeon.score import score
 from surgeon.sensitivity import Sensitivity, sensitivity
@@ -31,6 +32,7 @@ __all__ = [
     "Plan",
     "Proof",
     "Recovery",
+    "Regularizer",
     "Report",
     "Result",
     "Sensitivity",

@@ -99,15 +99,20 @@ def bn_scale(graph: DependencyGraph) -> dict[str, Tensor]:
 
     Groups without a norm get their L1 norm instead, scaled to a mean of one as all others are.
     """
+    scales = graph.per_unit({n: graph.tensor(n).detach().abs() for n in norm_weights(graph)})
+    plain = l1(graph)
+    chosen = {name: value if bool(value.any()) else plain[name] for name, value in scales.items()}
+    return {name: value / value.mean().clamp(min=1e-300) for name, value in chosen.items()}
+
+
+def norm_weights(graph: DependencyGraph) -> set[str]:
+    """Return the names of the parameters that norms scale channels by."""
     norms = {
         f"{name}.weight"
         for name, module in graph.modules.items()
         if hasattr(module, "weight") and type(module).__name__.lower().endswith(("norm", "norm1d", "norm2d", "norm3d"))
     }
-    scales = graph.per_unit({n: graph.tensor(n).detach().abs() for n in norms if n in graph.parameters})
-    plain = l1(graph)
-    chosen = {name: value if bool(value.any()) else plain[name] for name, value in scales.items()}
-    return {name: value / value.mean().clamp(min=1e-300) for name, value in chosen.items()}
+    return norms & graph.parameters
 
 
 def _units(graph: DependencyGraph) -> dict[str, Any]:
