@@ -339,9 +339,8 @@ def _asked(function: Callable[[float], Mapping[str, Any]], progress: float) -> t
 def _check_order(step: int, before: tuple[Target, ...], after: tuple[Target, ...]) -> None:
     earlier = {target.name: target for target in before}
     if earlier.keys() != {target.name for target in after}:
-        raise BudgetError(
-            f"at step {step} the schedule asks for other budgets than before: {', '.join(map(str, after))}"
-        )
+        names = ", ".join(map(str, after))
+        raise BudgetError(f"at step {step} the schedule asks for other budgets than before: {names}")
     for target in after:
         known = earlier[target.name]
         if known.share != target.share:

@@ -85,11 +85,7 @@ class _Remaining:
         left = Space()
         left.count = int(np.count_nonzero(self.alive))
         left.equalities = [(*self.flat(a, b), at) for a, b, at in space.equalities if self._any(a)]  # type: ignore[misc]
-        left.implications = [
-            Implication(*self.flat(fact.child, fact.parent), fact.at)
-            for fact in space.implications
-            if self._any(fact.child)
-        ]
+        left.implications = [self._implication(fact) for fact in space.implications if self._any(fact.child)]
         left.meetings = [self._meeting(meeting) for meeting in space.meetings if self._any(meeting.cell)]
         left.tables = [Table(self._cells(table.cells), table.at) for table in space.tables if self._any(table.cells)]
         left.pins = [self._reasoned(*pin) for pin in space.pins]
@@ -98,6 +94,10 @@ class _Remaining:
 
     def _any(self, labels: np.ndarray) -> bool:
         return bool(self.alive[labels].any())
+
+    def _implication(self, fact: Implication) -> Implication:
+        child, parent = self.flat(fact.child, fact.parent)
+        return Implication(child, parent, fact.at)
 
     def _meeting(self, meeting: Meeting) -> Meeting:
         cell, *parents = self.flat(meeting.cell, *meeting.parents)
@@ -120,9 +120,8 @@ class _Remaining:
         key = tuple(map(id, families))
         known = self.sets.get(key)
         if known is None:
-            left = tuple(
-                self._family(family, [f for f in families if {*f.dims} & {*family.dims}]) for family in families
-            )
+            beside = ([f for f in families if {*f.dims} & {*family.dims}] for family in families)
+            left = tuple(map(self._family, families, beside))
             known = self.sets[key] = families, left
         return known[1]
 
@@ -139,12 +138,10 @@ class _Remaining:
     def _left(self, family: Family, alive: np.ndarray) -> Family:
         """Return what is left of a family and of its rows where positions of the tensor live."""
         across = tuple(d for d, size in enumerate(family.labels.shape) if alive.shape[d] != size)
-        alive = alive.any(across, keepdims=True)
+        alive = np.asarray(alive.any(across, keepdims=True))
         sizes = rectangle(alive)
         if np.prod(sizes) != alive.sum():
-            raise SurgeonError(
-                f"rows of a tensor of labels {list(family.labels.shape)} keep unequally many: no rectangle"
-            )
+            raise SurgeonError(f"rows of a tensor with labels {list(family.labels.shape)} keep unequally many of them")
         parents = tuple(self._left(parent, alive) for parent in family.parents)
         return Family(self.picked(family.labels, alive).reshape(sizes), parents)
 
@@ -207,8 +204,7 @@ class _Remaining:
     def constraint(self, constraint: Constraint) -> Constraint:
         if not constraint.widths():
             return constraint
-        sides = {"left": self.expression(constraint.left), "right": self.expression(constraint.right)}
-        return replace(constraint, **sides)
+        return replace(constraint, left=self.expression(constraint.left), right=self.expression(constraint.right))
 
     def rescaling(self, rescaling: Rescaling, leaves: Mapping[str, Value]) -> Rescaling:
         places = tuple(
@@ -230,7 +226,7 @@ def rectangle(alive: np.ndarray) -> list[int]:
     sizes = []
     for dim in reversed(range(alive.ndim)):
         sizes.append(int(alive.sum(dim).max(initial=0)))
-        alive = alive.any(dim)
+        alive = np.asarray(alive.any(dim))
     return sizes[::-1]
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterable, Iterator, Mapping, MutableMapping
+from collections.abc import Iterator, Mapping, MutableMapping
 from typing import Any
 
 from torch import Tensor, nn
@@ -123,8 +123,8 @@ def _bare_optimizer(given: Any) -> Optimizer:
 def _unowned(kind: str, theirs: list[nn.Parameter], foreign: list[nn.Parameter], model: nn.Module) -> str:
     some = "none" if len(foreign) == len(theirs) else f"{len(theirs) - len(foreign)}"
     return (
-        f"the {kind} holds {len(theirs)} parameters, {some} of which belong to the {type(model).__name__} that is to be "
-        f"cut (one that does not has shape {list(foreign[0].shape)}); make the optimizer of model.parameters(), after "
+        f"the {kind} holds {len(theirs)} parameters, {some} of which belong to the {type(model).__name__} that is to "
+        f"be cut (one that does not has shape {list(foreign[0].shape)}); make the optimizer of model.parameters(), after "
         "the model was moved or wrapped, and one of its own for parameters of other modules"
     )
 
@@ -148,8 +148,8 @@ def _check_average(average: Average, model: nn.Module) -> None:
     wrong = next((n for n, shape in found.items() if shape and shapes.get(n, shape) != shape), None)
     if wrong is not None:
         raise PrunerError(
-            f"ema= has {wrong} of shape {list(found[wrong])}, the model of shape {list(shapes[wrong])}; it has to be of "
-            "the same model, cut as far"
+            f"ema= has {wrong} of shape {list(found[wrong])}, the model of shape {list(shapes[wrong])}; it has to be "
+            "of the same model, cut as far"
         )
     known = first_names(named_tensors(model))
     if not known.keys() & found.keys():
@@ -159,4 +159,4 @@ def _check_average(average: Average, model: nn.Module) -> None:
         )
 
 
-__all__: Iterable[str] = ["Following", "held"]
+__all__ = ["Following", "held"]

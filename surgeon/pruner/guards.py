@@ -108,8 +108,8 @@ class Steps:
                 )
         if self._seen is not None and self._seen == self._marks():
             raise PrunerError(
-                "nothing has changed since the last pruner.step(), neither weights nor gradients: it is called once per "
-                "training step, after optimizer.step(), and for the very model that trains, not for a copy"
+                "nothing has changed since the last pruner.step(), neither weights nor gradients: it is called once "
+                "per training step, after optimizer.step(), and for the very model that trains, not for a copy"
             )
 
     def note(self, model: nn.Module, changed: bool) -> None:

@@ -50,7 +50,7 @@ class Ranks:
             return
         mine = f"{step}:{'nothing' if plan is None else plan.to_json(compact=True)}"
         digest = hashlib.sha256(mine.encode()).digest()
-        sent = torch.tensor(list(digest) + [step % 2**31], dtype=torch.int64, device=self._device())
+        sent = torch.tensor([*digest, step % 2**31], dtype=torch.int64, device=self._device())
         received = [torch.empty_like(sent) for _ in range(self.count)]
         dist.all_gather(received, sent, group=self.group)
         other = [rank for rank, each in enumerate(received) if not torch.equal(each[:-1], received[0][:-1])]
@@ -75,7 +75,8 @@ class Ranks:
 def rewrap(wrapped: nn.Module) -> DistributedDataParallel:
     """Return a new wrapper around a model that was cut inside of one: the old one synchronises tensors that are gone.
 
-    Every process has to call it. Settings are those of the old wrapper; communication hooks have to be registered again.
+    Every process has to call it. Settings are those of the old wrapper; communication hooks have to be registered
+    again.
 
     Raises
     ------
