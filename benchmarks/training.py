@@ -119,7 +119,7 @@ def measure(subject: Subject, method: Method, extent: Extent, seed: int) -> Row:
     steps = extent.epochs * len(data)
     optimizer = torch.optim.AdamW(model.parameters(), lr=extent.rate, weight_decay=1e-2)
     pruner = surgeon.Pruner(
-        model, subject.x, method.schedule(steps), optimizer=optimizer, keep=(subject.kept,), check=False
+        model, subject.x, method.schedule(steps), optimizer=optimizer, keep=subject.kept, check=False
     )
     surgeon.finetune(
         model,
