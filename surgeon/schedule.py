@@ -305,6 +305,13 @@ def from_state(state: Mapping[str, Any]) -> Schedule:
     return Schedule(str(kind), _targets(state["targets"]), int(steps), int(every), int(start), float(initial))
 
 
+def described(state: Mapping[str, Any]) -> str:
+    """Return what a state says in words, also where no schedule can be made of it."""
+    asked = ", ".join(f"{name}={value!r}" for name, value in dict(state.get("targets", {})).items())
+    steps, start, every = (state.get(name) for name in ("steps", "start", "every"))
+    return f"{state.get('kind')} to {asked}, {steps} steps from {start}, every {every}"
+
+
 # -- what is asked for -------------------------------------------------------------------------------
 
 

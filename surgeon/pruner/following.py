@@ -124,8 +124,8 @@ def _unowned(kind: str, theirs: list[nn.Parameter], foreign: list[nn.Parameter],
     some = "none" if len(foreign) == len(theirs) else f"{len(theirs) - len(foreign)}"
     return (
         f"the {kind} holds {len(theirs)} parameters, {some} of which belong to the {type(model).__name__} that is to "
-        f"be cut (one that does not has shape {list(foreign[0].shape)}); make the optimizer of model.parameters(), after "
-        "the model was moved or wrapped, and one of its own for parameters of other modules"
+        f"be cut (one that does not has shape {list(foreign[0].shape)}); make the optimizer of model.parameters(), "
+        "after the model was moved or wrapped, and one of its own for parameters of other modules"
     )
 
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any
 
 from torch import nn
@@ -13,7 +13,7 @@ from torch.utils.weak import TensorWeakRef
 from surgeon.errors import PrunerError, ScoreError
 from surgeon.modules import bare
 from surgeon.pruner.gradients import CRITERIA
-from surgeon.schedule import Schedule
+from surgeon.schedule import Schedule, described
 from surgeon.score import CRITERIA as KNOWN
 
 
@@ -81,6 +81,25 @@ def check_options(schedule: Any, criterion: Any, gradients: Any, data: Any, loss
 def _options(criterion: Callable[..., Any]) -> tuple[str, ...]:
     code = criterion.__code__
     return code.co_varnames[1 : code.co_argcount + code.co_kwonlyargcount]
+
+
+def check_state(state: Any, schedule: Schedule, gradients: bool) -> None:
+    """Refuse a state that is none, or that another pruner left.
+
+    Raises
+    ------
+    PrunerError
+    """
+    keys = {"version", "step", "schedule", "plan", "history", "gradients", "masks"}
+    if not isinstance(state, Mapping) or not keys <= state.keys() or state["version"] != 1:
+        raise PrunerError("this is no state of a pruner of this version; load what pruner.state_dict() returned")
+    if dict(state["schedule"]) != schedule.state_dict():
+        raise PrunerError(
+            f"the state was saved under {described(state['schedule'])}, and this pruner follows {schedule}; make it "
+            "with the schedule of the run that it goes on with"
+        )
+    if (state["gradients"] is not None) != gradients:
+        raise PrunerError("the state was saved by a pruner with another kind of criterion; make it with the same one")
 
 
 class Steps:

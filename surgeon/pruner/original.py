@@ -56,15 +56,15 @@ class Left:
 
 def units_of(graph: DependencyGraph, plan: Plan) -> np.ndarray:
     """Return the units that a plan for the graph's model removes."""
-    dead, seen = (np.zeros(graph.solution.classes, bool) for _ in range(2))
+    stays, seen = (np.zeros(graph.solution.classes, bool) for _ in range(2))
     for place in graph.places:
         seen[place.classes] = True
         cut = plan.cuts.get(place.parameter)
-        if cut is not None:
-            dead[place.classes[~_kept(place.dims, cut.shape, cut.selections)]] = True
+        here = place.classes if cut is None else place.classes[_kept(place.dims, cut.shape, cut.selections)]
+        stays[here] = True  # where a row goes, its cells go too, but what they stand for may stay in other rows
     closure = graph.solution.closure
-    lost, shown = closure @ dead.astype(np.int64), closure @ seen.astype(np.int64)
-    return np.flatnonzero((lost == shown) & (shown > 0))
+    left, shown = closure @ (seen & stays).astype(np.int64), closure @ seen.astype(np.int64)
+    return np.flatnonzero((left == 0) & (shown > 0))
 
 
 def _kept(dims: tuple[int, ...], shape: tuple[int, ...], selections: Any) -> np.ndarray:

@@ -9,12 +9,13 @@ from typing import Any
 from torch import Tensor, nn
 
 from surgeon.api import trace
-from surgeon.errors import ScoreError
+from surgeon.errors import PrunerError, ScoreError
 from surgeon.operate import operate
 from surgeon.plan import Plan
 from surgeon.pruner.following import Following
 from surgeon.pruner.gradients import CRITERIA, Gradients
-from surgeon.pruner.guards import Steps, check_options, trainable
+from surgeon.pruner.guards import Steps, check_options, check_state, trainable
+from surgeon.pruner.masks import Masks
 from surgeon.pruner.original import Left, Options, Original
 from surgeon.pruner.ranks import Ranks
 from surgeon.pruner.records import Cut
@@ -47,6 +48,7 @@ class Pruner:
         may go
     check : prove each cut before it is made, on the example inputs: a cut that can't be proved is an error, and changes
         nothing
+    soft : mask units first, so that they may come back, and cut at the end of the schedule, or when ``cut`` is called
     gradients : over how many training steps before a cut the mean of a gradient criterion is taken
     data, loss : for criteria that look at data: see ``surgeon.score``
     state : for optimizers that aren't torch's: see ``surgeon.migrate``
@@ -92,13 +94,14 @@ class Pruner:
         heads: bool | str = False,
         uniform: bool = False,
         check: bool = True,
+        soft: bool = False,
         gradients: int = 8,
         data: Iterable[Any] | None = None,
         loss: Any = None,
         state: Mapping[str, float] | None = None,
         process_group: Any = None,
     ) -> None:
-        self.model, self.schedule, self.check = trainable(model), schedule, check
+        self.model, self.schedule, self.check, self.soft = trainable(model), schedule, check, soft
         check_options(schedule, criterion, gradients, data, loss)
         self.criterion, self.example_inputs = criterion, example_inputs
         self.score_options = {name: value for name, value in (("data", data), ("loss", loss)) if value is not None}
@@ -114,6 +117,7 @@ class Pruner:
         self.taken = 0
         self.plan: Plan | None = None
         self.history: list[Cut] = []
+        self.masks = Masks()
         self.steps = Steps(model)
 
     # -- looking -----------------------------------------------------------------------------------------
@@ -150,7 +154,8 @@ class Pruner:
     def step(self) -> Cut | None:
         """Count a training step, and cut if one is due; returns what was cut, and None where the model is as it was.
 
-        Nothing is changed where an error is raised.
+        Nothing is changed where an error is raised. With ``soft``, units are masked, and cut at the end of the
+        schedule.
 
         Raises
         ------
@@ -160,9 +165,9 @@ class Pruner:
         now = self.taken + 1
         self.steps.check(self.model)
         self._look(now)
-        made = self._cut(self.schedule.at(now, self.original.whole), now) if self.schedule.due(now) else None
-        self.taken = now
-        self.steps.note(self.model, changed=made is not None)
+        made = self._due(now) if self.schedule.due(now) else None
+        self.masks.apply(self.model, self.following.optimizers)
+        self._taken(now, made)
         return made
 
     def cut(self, **budgets: Amount) -> Cut | None:
@@ -170,20 +175,38 @@ class Pruner:
 
         Parameters
         ----------
-        budgets : as in ``surgeon.schedule``; without any, those that the schedule asks for at this step
+        budgets : as in ``surgeon.schedule``; without any, cut what is masked, or else what the schedule asks for now
 
         Raises
         ------
         InfeasibleBudget, and what ``step`` raises
         """
-        at_step = self.schedule.at(self.taken, self.original.whole)
-        asked = shares(budgets, self.original.whole) if budgets else at_step
-        self.original.require_reachable(asked)
-        if self.gradients is not None and not self.gradients.count:
-            self.gradients.add(self.graph)
-        made = self._cut(asked, self.taken)
-        self.steps.note(self.model, changed=made is not None)
+        asked = self.schedule.at(self.taken, self.original.whole)
+        if self.masks.plan is not None and not budgets:
+            self.following.check(self.model)
+            self.ranks.agree(self.masks.plan, self.taken)
+            made: Cut | None = self._make(self.masks.plan, asked, self.taken)
+        else:
+            asked = shares(budgets, self.original.whole) if budgets else asked
+            self.original.require_reachable(asked)
+            if self.gradients is not None and not self.gradients.count:
+                self.gradients.add(self.graph)
+            made = self._cut(asked, self.taken)
+        self._taken(self.taken, made)
         return made
+
+    def _taken(self, now: int, made: Cut | None) -> None:
+        self.taken = now
+        self.steps.note(self.model, changed=made is not None)
+
+    def _due(self, now: int) -> Cut | None:
+        asked = self.schedule.at(now, self.original.whole)
+        if self.soft and now < self.schedule.end:
+            self._mask(asked, now)
+            return None
+        return self._cut(asked, now)
+
+    # -- deciding ----------------------------------------------------------------------------------------
 
     def _look(self, now: int) -> None:
         """Take the gradients of this step into account, if a cut is near."""
@@ -199,33 +222,118 @@ class Pruner:
         except ScoreError as error:
             raise ScoreError(f"{error} (at step {self.taken + 1} of training)") from error
 
-    def _cut(self, asked: Mapping[str, float], now: int) -> Cut | None:
-        """Cut to budgets: plan, agree, prove, and only then change anything."""
+    def _decide(self, asked: Mapping[str, float], now: int) -> tuple[Plan | None, Mapping[str, Tensor]]:
+        """Plan on all processes alike; returns the plan, and the scores that it was made from."""
         self.following.check(self.model)
-        plan = self.original.plan(self.left, self._scores(), asked)
+        scores = self.masks.ranked(self.graph, self._scores())
+        plan = self.original.plan(self.left, scores, asked)
         self.ranks.agree(plan, now)
         if self.gradients is not None:
             self.gradients.clear()
         if plan is None:
             logger.debug("step %d: nothing to cut for %s", now, dict(asked))
+        return plan, scores
+
+    # -- acting ------------------------------------------------------------------------------------------
+
+    def _mask(self, asked: Mapping[str, float], now: int) -> None:
+        plan, scores = self._decide(asked, now)
+        if plan is None:
+            return
+        if self.masks.plan is None and plan.masked:
+            ops = sorted({masked.op for masked in plan.masked})
+            logger.warning("%s see masked units as zeros, and not at all once they are cut", ", ".join(ops))
+        self.masks.set(self.model, plan, scores)
+        removed, flops = sum(g.removed for g in plan.groups), plan.totals["flops"][1]
+        logger.info("step %d: %d units masked, %.3f of the FLOPs left without them", now, removed, self._share(flops))
+
+    def _share(self, flops: float) -> float:
+        return flops / (self.original.whole["flops"] or 1.0)
+
+    def _cut(self, asked: Mapping[str, float], now: int) -> Cut | None:
+        """Cut to budgets: plan, agree, prove, and only then change anything."""
+        plan, scores = self._decide(asked, now)
+        if plan is None:
             return None
+        before, ranked = self.masks.plan, self.masks.scores
+        if before is None:
+            return self._make(plan, asked, now)
+        self.masks.set(self.model, plan, scores)
+        try:
+            return self._make(plan, asked, now)
+        except Exception:
+            self.masks.set(self.model, before, ranked)
+            raise
+
+    def _make(self, plan: Plan, asked: Mapping[str, float], now: int) -> Cut:
         self.following.rehearse(self.model, plan)
         proof = self._proof(plan) if self.check else None
-        return self._carry_out(plan, proof, asked, now)
-
-    def _proof(self, plan: Plan) -> Proof:
-        return verify(self.model, operate(self.model, plan), plan, self.example_inputs)
-
-    def _carry_out(self, plan: Plan, proof: Proof | None, asked: Mapping[str, float], now: int) -> Cut:
         whole = plan if self.plan is None else self.plan.then(plan)
-        operate(self.model, plan, inplace=True)
-        self.following.follow(self.model, plan)
-        self.left = self.left.after(plan)
-        self.plan = whole
+        self._replace(plan, whole)
         cut = Cut(now, dict(asked), self.shares(), sum(g.removed for g in plan.groups), plan, proof)
         self.history.append(cut)
         logger.info("%s", cut)
         return cut
+
+    def _proof(self, plan: Plan) -> Proof:
+        return verify(self.model, operate(self.model, plan), plan, self.example_inputs)
+
+    def _replace(self, plan: Plan, whole: Plan) -> None:
+        """Carry a plan out on the model and all that follows it."""
+        operate(self.model, plan, inplace=True)
+        self.following.follow(self.model, plan)
+        self.left = self.left.after(plan)
+        self.plan = whole
+        self.masks.clear()
+
+    # -- state -------------------------------------------------------------------------------------------
+
+    def state_dict(self) -> dict[str, Any]:
+        """Return what a killed run needs to go on, as plain data and tensors: ``torch.load`` takes it as weights only.
+
+        It holds the composed plan, not weights: save it beside the state dicts of the model and the optimizer.
+        """
+        return {
+            "version": 1,
+            "step": self.taken,
+            "schedule": self.schedule.state_dict(),
+            "plan": None if self.plan is None else self.plan.to_json(compact=True),
+            "history": [cut.state_dict() for cut in self.history],
+            "gradients": None if self.gradients is None else self.gradients.state_dict(),
+            "masks": self.masks.state_dict(),
+        }
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Go on where an earlier process was: cut the model as far, and its optimizer and averages with it.
+
+        Make model, optimizer and pruner as that process did, at the original's size; load this state; then load the
+        states of the model, the optimizer, averages and schedulers, which now fit. What follows is bit for bit what the
+        process would have done, if its random state is restored as well.
+
+        Parameters
+        ----------
+        state : of ``state_dict``
+
+        Raises
+        ------
+        PrunerError for another schedule, or a model that was cut otherwise; PlanMismatch for another architecture
+        """
+        check_state(state, self.schedule, self.gradients is not None)
+        plan = None if state["plan"] is None else Plan.from_json(state["plan"])
+        if self.plan is not None and self.plan != plan:
+            raise PrunerError(
+                "this pruner has cut its model already, and otherwise than the state says; load the state into a new "
+                "Pruner around a model of the original size"
+            )
+        if plan is not None and self.plan is None:
+            self.following.rehearse(self.model, plan)
+            self._replace(plan, plan)
+        self.history = [Cut(**record) for record in state["history"]]
+        if self.gradients is not None:
+            self.gradients.load_state_dict(state["gradients"])
+        self.masks.load_state_dict(self.model, state["masks"])
+        self.taken = int(state["step"])
+        self.steps = Steps(self.model)
 
 
 __all__ = ["Pruner"]

@@ -1,0 +1,104 @@
+"""The graph that follows a cut is the one that a new trace of the small model gives."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+
+import surgeon
+from surgeon.graph import DependencyGraph
+from surgeon.plan import cost as costs
+from surgeon.pruner.original import Left, units_of
+from tests.zoo import build
+
+# Residual streams, grouped and depthwise convolutions, dense concatenation, attention by heads and grouped queries,
+# gates, recurrent layers, tied weights, shuffled channels, layers called twice.
+NETWORKS = """
+resnet20_pad weight_norm densenet shufflenet_v2 two_groupings resnext selective_kernel called_twice diffusion_unet dcgan
+vit tied_lm glu raft crnn
+""".split()
+
+
+def whole(graph: DependencyGraph) -> Left:
+    return Left(graph, np.arange(len(graph.solution.class_of)))
+
+
+def looks(graph: DependencyGraph) -> list[Any]:
+    return [
+        (
+            g.name,
+            g.size,
+            len(g.units),
+            [len(row) for row in g.grid],
+            [str(m) for m in g.members],
+            g.least,
+            graph.reason(g),
+        )
+        for g in graph.groups
+    ]
+
+
+def totals(graph: DependencyGraph) -> list[float]:
+    return [c(graph).total(graph.initial) for c in (costs.flops, costs.params, costs.bytes_held, costs.memory)]
+
+
+def plan_of(graph: DependencyGraph, **budget: Any) -> surgeon.Plan:
+    return surgeon.plan(graph, surgeon.score(graph, "l1"), **budget)
+
+
+@pytest.mark.parametrize("name", NETWORKS)
+def test_after_cuts_as_traced_anew(name: str) -> None:
+    model, inputs = build(name)
+    left = whole(surgeon.trace(model, inputs))
+    first, composed = left, None
+    for _ in range(2):
+        made = plan_of(left.graph, ratio=0.3, scope="local")
+        surgeon.operate(model, made, inplace=True)
+        left, composed = left.after(made), made if composed is None else composed.then(made)
+        fresh = surgeon.trace(model, inputs)
+        assert looks(left.graph) == looks(fresh)
+        assert totals(left.graph) == totals(fresh)
+        # The next plan is the same to the last bit: positions, attributes, statistics, costs, loss and bound.
+        asked = {"params": 0.75, "floor": 0.05}
+        assert plan_of(left.graph, **asked).to_json() == plan_of(fresh, **asked).to_json()
+        # At once from the original, as a run that is resumed does.
+        assert composed is not None
+        at_once = first.after(composed)
+        assert np.array_equal(at_once.labels, left.labels)
+        assert looks(at_once.graph) == looks(left.graph)
+
+
+def test_rows_and_columns_of_one_table() -> None:
+    """Heads go, then columns within heads, then heads again."""
+    model, inputs = build("vit")
+    left = whole(surgeon.trace(model, inputs))
+    for heads in (True, False, "both"):
+        made = plan_of(left.graph, ratio=0.2, heads=heads)
+        surgeon.operate(model, made, inplace=True)
+        left = left.after(made)
+        fresh = surgeon.trace(model, inputs)
+        assert looks(left.graph) == looks(fresh) and totals(left.graph) == totals(fresh)
+        assert plan_of(left.graph, flops=0.9).cuts == plan_of(fresh, flops=0.9).cuts
+
+
+def test_units_of_a_plan_are_those_that_it_was_made_of() -> None:
+    model, inputs = build("resnext")
+    graph = surgeon.trace(model, inputs)
+    made = plan_of(graph, ratio=0.4)
+    removed = {g.name: g.removed for g in made.groups}
+    units = set(units_of(graph, made).tolist())
+    for group in graph.free:
+        gone = len(units & set(group.units.tolist()))
+        assert gone * group.size == removed[group.name] * len(group.units)
+
+
+def test_nothing_is_run(monkeypatch: pytest.MonkeyPatch) -> None:
+    model, inputs = build("resnext")
+    left = whole(surgeon.trace(model, inputs))
+    made = plan_of(left.graph, ratio=0.3)
+    surgeon.operate(model, made, inplace=True)
+    monkeypatch.setattr(torch.nn.Module, "__call__", None)
+    assert left.after(made).graph.free
