@@ -27,7 +27,7 @@ LAYERS = (
     {"latency", "schedule", "finetune", "regularize"},
     {"api"},
     {"convert", "sensitivity", "pruner"},
-    {"cli"},
+    {"cli", "integrations"},
     {"__main__"},
 )
 LAYER_OF = {package: i for i, layer in enumerate(LAYERS) for package in layer}

@@ -17,8 +17,10 @@ from surgeon.pruner.gradients import CRITERIA, Gradients
 from surgeon.pruner.guards import Steps, check_options, check_state, trainable
 from surgeon.pruner.masks import Masks
 from surgeon.pruner.original import Left, Options, Original
+from surgeon.pruner.pressure import Pressure
 from surgeon.pruner.ranks import Ranks
 from surgeon.pruner.records import Cut
+from surgeon.regularize import Regularizer
 from surgeon.schedule import Amount, Schedule, shares
 from surgeon.score import score
 from surgeon.verify import Proof, verify
@@ -53,6 +55,8 @@ class Pruner:
     data, loss : for criteria that look at data: see ``surgeon.score``
     state : for optimizers that aren't torch's: see ``surgeon.migrate``
     process_group : the processes that train this model together; None is the default group
+    regularizer : what ``regularization`` returns: a kind of ``surgeon.Regularizer``, or its options, such as
+        ``{"kind": "growing", "strength": 1e-3}``, for which the next cut of the schedule is the plan
 
     Attributes
     ----------
@@ -100,6 +104,7 @@ class Pruner:
         loss: Any = None,
         state: Mapping[str, float] | None = None,
         process_group: Any = None,
+        regularizer: str | Mapping[str, Any] | None = None,
     ) -> None:
         self.model, self.schedule, self.check, self.soft = trainable(model), schedule, check, soft
         check_options(schedule, criterion, gradients, data, loss)
@@ -119,6 +124,20 @@ class Pruner:
         self.history: list[Cut] = []
         self.masks = Masks()
         self.steps = Steps(model)
+        self.pressure = None if regularizer is None else Pressure(self, regularizer)
+
+    def attach(self, optimizer: Any, ema: Any = None) -> None:
+        """Take along what was made after the pruner, as training frameworks do it; in place of what it had.
+
+        Parameters
+        ----------
+        optimizer, ema : as for the pruner itself
+
+        Raises
+        ------
+        PrunerError for those of another model
+        """
+        self.following = Following(self.model, optimizer, ema, self.following.state)
 
     # -- looking -----------------------------------------------------------------------------------------
 
@@ -197,6 +216,8 @@ class Pruner:
 
     def _taken(self, now: int, made: Cut | None) -> None:
         self.taken = now
+        if self.pressure is not None:
+            self.pressure.step(now)
         self.steps.note(self.model, changed=made is not None)
 
     def _due(self, now: int) -> Cut | None:
@@ -286,6 +307,37 @@ class Pruner:
         self.plan = whole
         self.masks.clear()
 
+    # -- preparing ---------------------------------------------------------------------------------------
+
+    def regularization(self) -> Tensor:
+        """Return the penalty of the regularizer on the units of the model as it is, a term for the loss.
+
+        Raises
+        ------
+        PrunerError without a regularizer
+
+        Examples
+        --------
+        >>> pruner = surgeon.Pruner(model, x, schedule, optimizer=optimizer, regularizer="group_lasso")
+        >>> (loss(model, batch) + pruner.regularization()).backward()
+        """
+        return self._regularizer()()
+
+    def regularize(self) -> float:
+        """Add the penalty's gradients to those of the loss, between backward pass and step; returns the penalty.
+
+        For loops whose loss is out of reach; otherwise add ``regularization()`` to it.
+        """
+        return self._regularizer().add_gradients()
+
+    def _regularizer(self) -> Regularizer:
+        if self.pressure is None:
+            raise PrunerError(
+                'this pruner has no regularizer: make it with regularizer="group_lasso", or with options as in '
+                'regularizer={"kind": "growing", "strength": 1e-3}'
+            )
+        return self.pressure.now()
+
     # -- state -------------------------------------------------------------------------------------------
 
     def state_dict(self) -> dict[str, Any]:
@@ -301,6 +353,7 @@ class Pruner:
             "history": [cut.state_dict() for cut in self.history],
             "gradients": None if self.gradients is None else self.gradients.state_dict(),
             "masks": self.masks.state_dict(),
+            "regularizer": None if self.pressure is None else self.pressure.state_dict(),
         }
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
@@ -332,6 +385,8 @@ class Pruner:
         if self.gradients is not None:
             self.gradients.load_state_dict(state["gradients"])
         self.masks.load_state_dict(self.model, state["masks"])
+        if self.pressure is not None:
+            self.pressure.load_state_dict(state["regularizer"])
         self.taken = int(state["step"])
         self.steps = Steps(self.model)
 

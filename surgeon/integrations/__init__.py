@@ -1,0 +1,1 @@
+"""Pruners inside of training frameworks; each module imports its own."""
