@@ -13,7 +13,6 @@ from torch import nn
 
 import surgeon
 from surgeon import schedule
-from surgeon.errors import PrunerError
 from surgeon.pruner import Cut
 from tests.pruner.loops import batches, network, pruner, sample, train
 from tests.zoo import build
@@ -315,6 +314,18 @@ def test_other_networks_train_on(name: str) -> None:
     surgeon.verify(before, small, found.plan, inputs)
 
 
+def test_training_through_torch_compile_goes_on() -> None:
+    model = network(width=8, inner=12)
+    compiled = torch.compile(model, backend="eager")
+    optimizer = torch.optim.SGD(model.parameters(), 0.05)
+    found = pruner(model, schedule.iterative(flops=0.4, times=2, every=2), optimizer)
+    train(compiled, optimizer, 6, lambda step: found.step())
+    assert len(found.history) == 2 and model.stem.out_channels < 8
+    x = torch.randn(2, 3, 6, 6)
+    assert torch.equal(compiled.eval()(x), model.eval()(x))
+    torch.compiler.reset()
+
+
 def test_wrong_proofs_change_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
     model = network()
     optimizer = torch.optim.SGD(model.parameters(), 0.05, momentum=0.9)
@@ -357,4 +368,3 @@ def test_optimizers_that_cannot_follow_change_nothing() -> None:
     assert [p.shape for p in model.parameters()] == shapes and found.history == []
     with pytest.raises(surgeon.errors.MigrateError, match="LBFGS"):
         pruner(model, schedule.one_shot(flops=0.5), torch.optim.LBFGS(model.parameters()))
-    assert PrunerError.__doc__
