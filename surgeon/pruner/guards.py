@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
+from dataclasses import dataclass
 from typing import Any
 
 from torch import nn
@@ -110,7 +111,8 @@ class Steps:
 
     def __init__(self, model: nn.Module) -> None:
         self._names: dict[str, nn.Parameter] = {}
-        self._seen: list[Any] | None = None
+        self._seen: _Marks | None = None
+        self._begun = 0
         self.note(model, changed=True)
         self._seen = None
 
@@ -125,10 +127,20 @@ class Steps:
                     f"the model was changed under the pruner: {name} {what}. Load weights with load_state_dict, which "
                     "keeps the parameters, and make a new Pruner for a model that was changed"
                 )
-        if self._seen is not None and self._seen == self._marks():
+        now = self._marks()
+        if now.gradients and now == self._seen:
             raise PrunerError(
                 "nothing has changed since the last pruner.step(), neither weights nor gradients: it is called once "
-                "per training step, after optimizer.step(), and for the very model that trains, not for a copy"
+                "per training step, after optimizer.step()"
+            )
+
+    def check_trained(self) -> None:
+        """Raise PrunerError before a cut where nothing has ever changed since there are these parameters."""
+        now = self._marks()
+        if not now.gradients and now.writes == self._begun:
+            raise PrunerError(
+                "a cut is due, but no weight has changed since the pruner was made, and there are no gradients: it "
+                "needs the very model that trains, not a copy"
             )
 
     def note(self, model: nn.Module, changed: bool) -> None:
@@ -140,19 +152,28 @@ class Steps:
         """
         if changed:
             self._names = dict(model.named_parameters())
+            self._begun = self._marks().writes
         self._seen = self._marks()
 
-    def _marks(self) -> list[Any]:
+    def _marks(self) -> _Marks:
         """Return a number that grows with each write to a weight, and which gradients there are, in which state.
 
         Gradients are compared as objects: a new one may lie at the address of an old one, and is none of its writes.
         """
         slopes = [p.grad for p in self._names.values() if p.grad is not None]
-        weights = sum(p._version for p in self._names.values())
-        return [weights, [(_Same(TensorWeakRef(slope)), slope._version) for slope in slopes]]
+        writes = sum(p._version for p in self._names.values())
+        return _Marks(writes, [(_Same(TensorWeakRef(slope)), slope._version) for slope in slopes])
 
     def __str__(self) -> str:
         return f"{len(self._names)} parameters"
+
+
+@dataclass(frozen=True)
+class _Marks:
+    """How often weights were written to, and the gradients with how often each was."""
+
+    writes: int
+    gradients: list[tuple[_Same, int]]
 
 
 class _Same:

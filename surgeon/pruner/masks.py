@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable, Mapping
 from typing import Any
 
@@ -10,7 +11,7 @@ import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
-from surgeon.modules import named_tensors
+from surgeon.modules import as_arguments, entering, evaluating, named_tensors, tensors_in, untouched
 from surgeon.plan import Plan
 from surgeon.pruner.original import units_of
 
@@ -112,6 +113,20 @@ class Masks:
         self._dead = {} if self.plan is None else _dead(tensors, self.plan)
         self.hidden = {name: value.to(tensors[name]).clone() for name, value in state["hidden"].items()}
         self.scores = {name: value.clone() for name, value in state["scores"].items()}
+
+
+def gap(masked: nn.Module, small: nn.Module, example_inputs: Any, method: str) -> float:
+    """Return the largest difference of outputs, relative to the largest output; infinite where one is not finite."""
+    args, kwargs = as_arguments(example_inputs)
+    outputs = []
+    with torch.no_grad(), untouched(masked), evaluating(masked, small), entering(method, masked, small):
+        for model in (masked, small):
+            outputs.append([t.double() for t in tensors_in(model(*args, **kwargs)) if t.is_floating_point()])
+    worst = 0.0
+    for a, b in zip(*outputs):
+        apart = float(((a - b).abs().amax() / b.abs().amax().clamp(min=1e-12)).nan_to_num(nan=math.inf))
+        worst = max(worst, apart)
+    return worst
 
 
 def _dead(tensors: Mapping[str, Tensor], plan: Plan) -> dict[str, list[Tensor]]:

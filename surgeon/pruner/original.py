@@ -14,7 +14,7 @@ from surgeon.errors import BudgetError, InfeasibleBudget, NothingPrunable
 from surgeon.graph import DependencyGraph
 from surgeon.plan import Plan
 from surgeon.plan.ladders import ladders, limits, movable
-from surgeon.plan.make import COSTS, multiple
+from surgeon.plan.make import COSTS, check, multiple
 from surgeon.plan.make import plan as make_plan
 
 # The largest ratio below one: as far as limits allow.
@@ -83,6 +83,7 @@ class Original:
     """What the original cost, and how many steps of each of its groups have to stay."""
 
     def __init__(self, graph: DependencyGraph, options: Options) -> None:
+        check({}, None, options.scope, options.round_to, options.floor, options.heads, bounded=True)
         graph.require_free()
         self.graph, self.options = graph, options
         self.whole = {name: float(cost(graph).total(graph.initial)) for name, cost in COSTS.items()}

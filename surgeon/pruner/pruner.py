@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import math
 from collections.abc import Iterable, Mapping
 from typing import Any
 
@@ -15,7 +16,7 @@ from surgeon.plan import Plan
 from surgeon.pruner.following import Following
 from surgeon.pruner.gradients import CRITERIA, Gradients
 from surgeon.pruner.guards import Steps, check_options, check_state, trainable
-from surgeon.pruner.masks import Masks
+from surgeon.pruner.masks import Masks, gap
 from surgeon.pruner.original import Left, Options, Original
 from surgeon.pruner.pressure import Pressure
 from surgeon.pruner.ranks import Ranks
@@ -23,6 +24,7 @@ from surgeon.pruner.records import Cut
 from surgeon.regularize import Regularizer
 from surgeon.schedule import Amount, Schedule, shares
 from surgeon.score import score
+from surgeon.score.score import Scores
 from surgeon.verify import Proof, verify
 
 logger = logging.getLogger("surgeon.pruner")
@@ -122,7 +124,7 @@ class Pruner:
         self.taken = 0
         self.plan: Plan | None = None
         self.history: list[Cut] = []
-        self.masks = Masks()
+        self.masks, self._told = Masks(), False
         self.steps = Steps(model)
         self.pressure = None if regularizer is None else Pressure(self, regularizer)
 
@@ -184,7 +186,10 @@ class Pruner:
         now = self.taken + 1
         self.steps.check(self.model)
         self._look(now)
-        made = self._due(now) if self.schedule.due(now) else None
+        due = self.schedule.due(now)
+        if due:
+            self.steps.check_trained()
+        made = self._due(now) if due else None
         self.masks.apply(self.model, self.following.optimizers)
         self._taken(now, made)
         return made
@@ -246,7 +251,8 @@ class Pruner:
     def _decide(self, asked: Mapping[str, float], now: int) -> tuple[Plan | None, Mapping[str, Tensor]]:
         """Plan on all processes alike; returns the plan, and the scores that it was made from."""
         self.following.check(self.model)
-        scores = self.masks.ranked(self.graph, self._scores())
+        name = self.criterion if isinstance(self.criterion, str) else getattr(self.criterion, "__qualname__", "given")
+        scores = Scores(self.masks.ranked(self.graph, self._scores()), name)
         plan = self.original.plan(self.left, scores, asked)
         self.ranks.agree(plan, now)
         if self.gradients is not None:
@@ -261,12 +267,33 @@ class Pruner:
         plan, scores = self._decide(asked, now)
         if plan is None:
             return
-        if self.masks.plan is None and plan.masked:
-            ops = sorted({masked.op for masked in plan.masked})
-            logger.warning("%s see masked units as zeros, and not at all once they are cut", ", ".join(ops))
+        before, ranked = self.masks.plan, self.masks.scores
         self.masks.set(self.model, plan, scores)
+        if plan.masked:
+            try:
+                self._compare(plan)
+            except PrunerError:
+                self.masks.set(self.model, before, ranked)
+                raise
         removed, flops = sum(g.removed for g in plan.groups), plan.totals["flops"][1]
         logger.info("step %d: %d units masked, %.3f of the FLOPs left without them", now, removed, self._share(flops))
+
+    def _compare(self, plan: Plan) -> None:
+        """Say how far the masked model is from the one that it will be cut to, where calls look at whole dimensions."""
+        apart = gap(self.model, operate(self.model, plan), self.example_inputs, self.graph.method)
+        ops = ", ".join(sorted({masked.op for masked in plan.masked}))
+        if not math.isfinite(apart):
+            raise PrunerError(
+                f"soft=True: the model gives NaN or infinity with units at zero, where {ops} run over them; prune with "
+                "soft=False"
+            )
+        if apart > 1e-3 and not self._told:
+            self._told = True
+            logger.warning(
+                "outputs of the masked model are %.1g apart from those after the cut: %s count masked units as zeros",
+                apart,
+                ops,
+            )
 
     def _share(self, flops: float) -> float:
         return flops / (self.original.whole["flops"] or 1.0)
