@@ -185,19 +185,43 @@ class Original:
 
     # -- the next cut ----------------------------------------------------------------------------------
 
-    def plan(self, left: Left, scores: Mapping[str, Any], budgets: Mapping[str, float]) -> Plan | None:
+    def plan(
+        self,
+        left: Left,
+        scores: Mapping[str, Any],
+        budgets: Mapping[str, float],
+        last: Mapping[str, float] | None = None,
+    ) -> Plan | None:
         """Return the plan that takes what is left to budgets, shares of the original; None where it is there already.
+
+        Parameters
+        ----------
+        last : the budgets that the schedule ends with: no group goes below the width that it would have there. The
+            cheapest way to spare a little is a channel of the widest layer, and many little cuts would all be that
 
         Raises
         ------
         InfeasibleBudget, ScoreError
         """
+        bounded = self._bounded(left, budgets)
+        if last is not None and _further(last, budgets):
+            there = self._made(left, self._bounded(left, last), scores, last)
+            removed = {group.name: group.removed for group in there.groups} if there is not None else {}
+            bounded.groups = [
+                replace(g, least=max(g.least, g.size - removed.get(g.name, 0))) if g.pinned is None else g
+                for g in bounded.groups
+            ]
+        return self._made(left, bounded, scores, budgets)
+
+    def _made(
+        self, left: Left, bounded: DependencyGraph, scores: Mapping[str, Any], budgets: Mapping[str, float]
+    ) -> Plan | None:
         have = self.shares(left)
         if all((have[n] >= asked - 1e-9) if n == "ratio" else have[n] <= asked for n, asked in budgets.items()):
             return None
         try:
             made = make_plan(
-                self._bounded(left, budgets),
+                bounded,
                 scores,
                 **self._asked(left, budgets),
                 scope=self.options.scope,
@@ -236,3 +260,9 @@ class Original:
                 group = replace(group, least=min(least, group.size))
             bounded.groups.append(group)
         return bounded
+
+
+def _further(last: Mapping[str, float], budgets: Mapping[str, float]) -> bool:
+    """Tell whether some budgets ask for more than others of the same names."""
+    more = [last.get(n, -1.0) > asked if n == "ratio" else last.get(n, 2.0) < asked for n, asked in budgets.items()]
+    return last.keys() == budgets.keys() and all(more)

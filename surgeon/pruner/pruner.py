@@ -248,12 +248,16 @@ class Pruner:
         except ScoreError as error:
             raise ScoreError(f"{error} (at step {self.taken + 1} of training)") from error
 
+    def _last(self) -> dict[str, float]:
+        """Return the budgets that the schedule ends with."""
+        return self.schedule.at(self.schedule.end, self.original.whole)
+
     def _decide(self, asked: Mapping[str, float], now: int) -> tuple[Plan | None, Mapping[str, Tensor]]:
         """Plan on all processes alike; returns the plan, and the scores that it was made from."""
         self.following.check(self.model)
         name = self.criterion if isinstance(self.criterion, str) else getattr(self.criterion, "__qualname__", "given")
         scores = Scores(self.masks.ranked(self.graph, self._scores()), name)
-        plan = self.original.plan(self.left, scores, asked)
+        plan = self.original.plan(self.left, scores, asked, self._last())
         self.ranks.agree(plan, now)
         if self.gradients is not None:
             self.gradients.clear()
