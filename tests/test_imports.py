@@ -17,7 +17,7 @@ ROOT = Path(surgeon.__file__).parent
 
 # From the bottom up. A package imports from lower layers, and from its own without a cycle.
 LAYERS = (
-    {"errors", "files", "aten", "dispatch", "exported", "modules", "evaluation"},
+    {"errors", "files", "aten", "dispatch", "exported", "modules", "evaluation", "progress"},
     {"calibrate"},
     {"trace"},
     {"labels"},
