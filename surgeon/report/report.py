@@ -115,7 +115,7 @@ class Report:
 
         Raises
         ------
-        UnknownLayer for a pattern or a class that there is not.
+        UnknownLayer for a pattern, SurgeonError for a class that there is not.
 
         Examples
         --------
