@@ -167,14 +167,13 @@ class DependencyGraph:
             groups.append(Group("", len(classes), classes, (classes,), members, {}, reason))
         return groups
 
-    def after(self, units: Iterable[int]) -> DependencyGraph:
-        """Return the graph of the model that is left when units went, without running it.
+    def without(self, units: Iterable[int]) -> Run:
+        """Return the recording of the model that is left when units go, without running it.
 
-        The model has to have been cut in place: integers are read off its modules.
+        Made before the cut, it becomes a graph after it, ``DependencyGraph(model, recording, ...)``, when the integers
+        that modules hold are those of the small model.
         """
-        alive = ~self.dead_classes(units)
-        left = remaining(self.recorded, alive[self.solution.class_of])
-        return DependencyGraph(self.model, left, self.method, self.example_inputs)
+        return remaining(self.recorded, ~self.dead_classes(units)[self.solution.class_of])
 
     # -- asking --------------------------------------------------------------------------------------
 

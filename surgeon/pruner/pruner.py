@@ -10,7 +10,7 @@ from typing import Any
 from torch import Tensor, nn
 
 from surgeon.api import trace
-from surgeon.errors import PrunerError, ScoreError
+from surgeon.errors import PlanMismatch, PrunerError, ScoreError
 from surgeon.operate import operate
 from surgeon.plan import Plan
 from surgeon.pruner.following import Following
@@ -307,9 +307,10 @@ class Pruner:
 
     def _replace(self, plan: Plan, whole: Plan) -> None:
         """Carry a plan out on the model and all that follows it."""
+        left = self.left.without(plan)
         operate(self.model, plan, inplace=True)
         self.following.follow(self.model, plan)
-        self.left = self.left.after(plan)
+        self.left = left()
         self.plan = whole
         self.masks.clear()
 
@@ -353,8 +354,13 @@ class Pruner:
                 "Pruner around a model of the original size"
             )
         if plan is not None and self.plan is None:
-            self.following.rehearse(self.model, plan)
-            self._replace(plan, plan)
+            try:
+                self.following.rehearse(self.model, plan)
+                self._replace(plan, plan)
+            except PlanMismatch as error:
+                raise PlanMismatch(
+                    f"{error}; a pruner's state goes into a model of the original's size, before the model's own state"
+                ) from error
         self.history = [Cut(**record) for record in state["history"]]
         if self.gradients is not None:
             self.gradients.load_state_dict(state["gradients"])
