@@ -11,8 +11,9 @@ from torch.export import ExportedProgram
 from torch.nn.parallel import DataParallel, DistributedDataParallel
 from torch.utils.weak import TensorWeakRef
 
-from surgeon.errors import PrunerError, ScoreError
-from surgeon.modules import bare
+from surgeon.errors import PlanMismatch, PrunerError, ScoreError
+from surgeon.modules import bare, named_tensors
+from surgeon.plan import Plan
 from surgeon.pruner.gradients import CRITERIA
 from surgeon.schedule import Schedule, described
 from surgeon.score import CRITERIA as KNOWN
@@ -101,6 +102,18 @@ def check_state(state: Any, schedule: Schedule, gradients: bool) -> None:
         )
     if (state["gradients"] is not None) != gradients:
         raise PrunerError("the state was saved by a pruner with another kind of criterion; make it with the same one")
+
+
+def check_size(model: nn.Module, plan: Plan) -> None:
+    """Raise PlanMismatch for a model of another size than the one that a plan was made for."""
+    tensors = named_tensors(model)
+    for name, shape in plan.fingerprint.items():
+        found = list(tensors[name].shape) if name in tensors else "missing"
+        if found != list(shape):
+            raise PlanMismatch(
+                f"{name} is {found} here, and was {list(shape)} when the run began: a pruner's state goes into a model "
+                "of the original's size, before the model's own state"
+            )
 
 
 class Steps:

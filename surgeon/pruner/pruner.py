@@ -10,12 +10,12 @@ from typing import Any
 from torch import Tensor, nn
 
 from surgeon.api import trace
-from surgeon.errors import PlanMismatch, PrunerError, ScoreError
+from surgeon.errors import PrunerError, ScoreError
 from surgeon.operate import operate
 from surgeon.plan import Plan
 from surgeon.pruner.following import Following
 from surgeon.pruner.gradients import CRITERIA, Gradients
-from surgeon.pruner.guards import Steps, check_options, check_state, trainable
+from surgeon.pruner.guards import Steps, check_options, check_size, check_state, trainable
 from surgeon.pruner.masks import Masks, gap
 from surgeon.pruner.original import Left, Options, Original
 from surgeon.pruner.ranks import Ranks
@@ -354,13 +354,9 @@ class Pruner:
                 "Pruner around a model of the original size"
             )
         if plan is not None and self.plan is None:
-            try:
-                self.following.rehearse(self.model, plan)
-                self._replace(plan, plan)
-            except PlanMismatch as error:
-                raise PlanMismatch(
-                    f"{error}; a pruner's state goes into a model of the original's size, before the model's own state"
-                ) from error
+            check_size(self.model, plan)
+            self.following.rehearse(self.model, plan)
+            self._replace(plan, plan)
         self.history = [Cut(**record) for record in state["history"]]
         if self.gradients is not None:
             self.gradients.load_state_dict(state["gradients"])

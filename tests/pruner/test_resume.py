@@ -126,7 +126,7 @@ def test_states_that_do_not_fit() -> None:
     own = torch.optim.AdamW(narrow.parameters(), 1e-2)
     third = pruner(narrow, schedule.iterative(flops=0.4, times=3, every=3), own)
     shapes = [p.shape for p in narrow.parameters()]
-    with pytest.raises(surgeon.errors.PlanMismatch):
+    with pytest.raises(surgeon.errors.PlanMismatch, match="of the original's size, before the model's own state"):
         third.load_state_dict(state)
     assert [p.shape for p in narrow.parameters()] == shapes and third.taken == 0
     assert sample().shape == (1, 3, 6, 6)
