@@ -98,6 +98,16 @@ def test_units_of_a_plan_are_those_that_it_was_made_of() -> None:
         assert gone * group.size == removed[group.name] * len(group.units)
 
 
+def test_what_would_leave_no_rectangle_is_refused_before_anything_is_cut() -> None:
+    """A single cell of a table: the rows of a grouped convolution would be of unequal length."""
+    model, inputs = build("resnext")
+    graph = surgeon.trace(model, inputs)
+    group = next(g for g in graph.free if len(g.grid) > 1)
+    with pytest.raises(surgeon.SurgeonError, match="keep unequally many"):
+        graph.without(group.units[:1])
+    assert graph.without(group.first_step).flow.space.count < graph.flow.space.count
+
+
 def test_nothing_is_run(monkeypatch: pytest.MonkeyPatch) -> None:
     model, inputs = build("resnext")
     left = whole(surgeon.trace(model, inputs))
