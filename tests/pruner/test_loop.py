@@ -176,6 +176,23 @@ def test_averages_and_schedulers_follow() -> None:
     assert average.module(sample()).shape == (1, 5)
 
 
+def test_several_optimizers() -> None:
+    model = network()
+    body = torch.optim.SGD([p for n, p in model.named_parameters() if "head" not in n], 0.05, momentum=0.9)
+    head = torch.optim.Adam(model.head.parameters(), 1e-2)
+    found = pruner(model, schedule.iterative(flops=0.4, times=2, every=2), [body, head])
+    for x, y in batches(5):
+        nn.functional.cross_entropy(model(x), y).backward()
+        for optimizer in (body, head):
+            optimizer.step()
+        found.step()
+        model.zero_grad()
+    held = [id(p) for optimizer in (body, head) for group in optimizer.param_groups for p in group["params"]]
+    assert sorted(held) == sorted(id(p) for p in model.parameters()) and len(found.history) == 2
+    assert head.state[model.head.weight]["exp_avg"].shape == model.head.weight.shape
+    assert int(head.state[model.head.weight]["step"]) == 5
+
+
 def unit_masks(graph: Any, unit: int) -> dict[str, torch.Tensor]:
     """Return which weights a unit takes along, by parameter."""
     gone = graph.dead_classes([unit])
