@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -11,7 +11,7 @@ from torch.export import ExportedProgram
 from torch.nn.parallel import DataParallel, DistributedDataParallel
 from torch.utils.weak import TensorWeakRef
 
-from surgeon.errors import PlanMismatch, PrunerError, ScoreError
+from surgeon.errors import DataError, PlanMismatch, PrunerError, ScoreError
 from surgeon.modules import bare, named_tensors
 from surgeon.plan import Plan
 from surgeon.pruner.gradients import CRITERIA
@@ -50,7 +50,7 @@ def check_options(schedule: Any, criterion: Any, gradients: Any, data: Any, loss
 
     Raises
     ------
-    PrunerError, ScoreError
+    PrunerError, ScoreError, DataError
     """
     if not isinstance(schedule, Schedule):
         raise PrunerError(
@@ -67,6 +67,8 @@ def check_options(schedule: Any, criterion: Any, gradients: Any, data: Any, loss
         raise ScoreError(
             f"unknown criterion {criterion!r}; choose one of {', '.join(sorted(KNOWN))}, or pass a callable"
         )
+    if isinstance(data, Iterator):
+        raise DataError("data= is read again at every cut: give a list of batches or a DataLoader, not a generator")
     options = _options(KNOWN[criterion])
     if criterion not in CRITERIA and "data" in options and data is None:
         raise ScoreError(f"criterion {criterion!r} looks at data: give data=, a list of batches")

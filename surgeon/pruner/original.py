@@ -145,6 +145,8 @@ class Original:
                         "for less, or lower floor or round_to"
                     )
                 continue
+            if not self.whole[name]:
+                raise NothingPrunable(f"{name}={asked:.4g}: none of the model's operations counts any; use params=")
             least = COSTS[name](bounded).total(counts) / self.whole[name]
             if asked < least:
                 raise InfeasibleBudget(

@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 from surgeon.api import trace
 from surgeon.errors import PrunerError, ScoreError
+from surgeon.graph import DependencyGraph
 from surgeon.operate import operate
 from surgeon.plan import Plan
 from surgeon.pruner.following import Following
@@ -116,7 +117,7 @@ class Pruner:
         reads = isinstance(criterion, str) and criterion in CRITERIA and data is None
         self.gradients = Gradients(criterion) if reads else None
         self.window = gradients
-        self.taken = 0
+        self.taken, self._looked = 0, 0
         self.plan: Plan | None = None
         self.history: list[Cut] = []
         self.masks, self._told = Masks(), False
@@ -125,7 +126,7 @@ class Pruner:
     # -- looking -----------------------------------------------------------------------------------------
 
     @property
-    def graph(self) -> Any:
+    def graph(self) -> DependencyGraph:
         """The dependency graph of the model as it is."""
         return self.left.graph
 
@@ -172,7 +173,7 @@ class Pruner:
             self.steps.check_trained()
         made = self._due(now) if due else None
         self.masks.apply(self.model, self.following.optimizers)
-        self._taken(now, made)
+        self._taken(now, made, scored=due)
         return made
 
     def cut(self, **budgets: Amount) -> Cut | None:
@@ -197,11 +198,13 @@ class Pruner:
             if self.gradients is not None and not self.gradients.count:
                 self.gradients.add(self.graph)
             made = self._cut(asked, self.taken)
-        self._taken(self.taken, made)
+        self._taken(self.taken, made, scored=made is not None)
         return made
 
-    def _taken(self, now: int, made: Cut | None) -> None:
+    def _taken(self, now: int, made: Cut | None, scored: bool) -> None:
         self.taken = now
+        if self.gradients is not None and scored:
+            self.gradients.clear()
         self.steps.note(self.model, changed=made is not None)
 
     def _due(self, now: int) -> Cut | None:
@@ -214,10 +217,12 @@ class Pruner:
     # -- deciding ----------------------------------------------------------------------------------------
 
     def _look(self, now: int) -> None:
-        """Take the gradients of this step into account, if a cut is near."""
+        """Take the gradients of this step into account, if a cut is near; once, also where the step is tried again."""
         coming = self.schedule.next(now)
-        if self.gradients is not None and coming is not None and coming - now < self.window:
-            self.gradients.add(self.graph)
+        if self.gradients is None or coming is None or coming - now >= self.window or self._looked == now:
+            return
+        self.gradients.add(self.graph)
+        self._looked = now
 
     def _scores(self) -> Mapping[str, Tensor]:
         if self.gradients is not None:
@@ -234,8 +239,6 @@ class Pruner:
         scores = Scores(self.masks.ranked(self.graph, self._scores()), name)
         plan = self.original.plan(self.left, scores, asked)
         self.ranks.agree(plan, now)
-        if self.gradients is not None:
-            self.gradients.clear()
         if plan is None:
             logger.debug("step %d: nothing to cut for %s", now, dict(asked))
         return plan, scores
