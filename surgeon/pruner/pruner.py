@@ -172,8 +172,10 @@ class Pruner:
         if due:
             self.steps.check_trained()
         made = self._due(now) if due else None
+        if due and self.gradients is not None:
+            self.gradients.clear()
         self.masks.apply(self.model, self.following.optimizers)
-        self._taken(now, made, scored=due)
+        self._taken(now, made)
         return made
 
     def cut(self, **budgets: Amount) -> Cut | None:
@@ -198,13 +200,13 @@ class Pruner:
             if self.gradients is not None and not self.gradients.count:
                 self.gradients.add(self.graph)
             made = self._cut(asked, self.taken)
-        self._taken(self.taken, made, scored=made is not None)
+        if made is not None and self.gradients is not None:
+            self.gradients.clear()
+        self._taken(self.taken, made)
         return made
 
-    def _taken(self, now: int, made: Cut | None, scored: bool) -> None:
+    def _taken(self, now: int, made: Cut | None) -> None:
         self.taken = now
-        if self.gradients is not None and scored:
-            self.gradients.clear()
         self.steps.note(self.model, changed=made is not None)
 
     def _due(self, now: int) -> Cut | None:
