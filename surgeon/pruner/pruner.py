@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import logging
-import math
 from collections.abc import Iterable, Mapping
 from typing import Any
 
@@ -17,7 +16,7 @@ from surgeon.plan import Plan
 from surgeon.pruner.following import Following
 from surgeon.pruner.gradients import CRITERIA, Gradients
 from surgeon.pruner.guards import Steps, check_options, check_size, check_state, trainable
-from surgeon.pruner.masks import Masks, gap
+from surgeon.pruner.masks import Masks
 from surgeon.pruner.original import Left, Options, Original
 from surgeon.pruner.ranks import Ranks
 from surgeon.pruner.records import Cut
@@ -120,7 +119,7 @@ class Pruner:
         self.taken, self._looked = 0, 0
         self.plan: Plan | None = None
         self.history: list[Cut] = []
-        self.masks, self._told = Masks(), False
+        self.masks = Masks()
         self.steps = Steps(model)
 
     # -- looking -----------------------------------------------------------------------------------------
@@ -255,29 +254,12 @@ class Pruner:
         self.masks.set(self.model, plan, scores)
         if plan.masked:
             try:
-                self._compare(plan)
+                self.masks.compare(self.model, self.example_inputs, self.graph.method)
             except PrunerError:
                 self.masks.set(self.model, before, ranked)
                 raise
         removed, flops = sum(g.removed for g in plan.groups), plan.totals["flops"][1]
         logger.info("step %d: %d units masked, %.3f of the FLOPs left without them", now, removed, self._share(flops))
-
-    def _compare(self, plan: Plan) -> None:
-        """Say how far the masked model is from the one that it will be cut to, where calls look at whole dimensions."""
-        apart = gap(self.model, operate(self.model, plan), self.example_inputs, self.graph.method)
-        ops = ", ".join(sorted({masked.op for masked in plan.masked}))
-        if not math.isfinite(apart):
-            raise PrunerError(
-                f"soft=True: the model gives NaN or infinity with units at zero, where {ops} run over them; prune with "
-                "soft=False"
-            )
-        if apart > 1e-3 and not self._told:
-            self._told = True
-            logger.warning(
-                "outputs of the masked model are %.1g apart from those after the cut: %s count masked units as zeros",
-                apart,
-                ops,
-            )
 
     def _share(self, flops: float) -> float:
         return flops / (self.original.whole["flops"] or 1.0)
