@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import fnmatch
+import os
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from functools import cached_property
@@ -16,6 +17,7 @@ from scipy import sparse
 from torch import Tensor, nn
 
 from surgeon.counts import Counted, Counts, Held, Node, counted
+from surgeon.drawing import draw, to_dot
 from surgeon.errors import NothingPrunable, UnknownLayer
 from surgeon.groups import Group, Pieces, Place, first_steps, locate, named, pin, sums
 from surgeon.labels.lifetimes import Allocation
@@ -25,7 +27,7 @@ from surgeon.labels.run import Run
 from surgeon.labels.sizes import Constraint, Index, Settlement, settle
 from surgeon.labels.space import Reason
 from surgeon.labels.units import Block, arrange, incidence, members_of, signatures, solve
-from surgeon.modules import first_names, holder
+from surgeon.modules import first_names, holder, named_parameters, named_tensors, submodules
 from surgeon.trace import Attribute, Expression, Width, evaluate
 from surgeon.trace.integers import leaves
 
@@ -51,7 +53,7 @@ class DependencyGraph:
         self.counts = Counts(self.solution)
         self.flow = flow
         self.total_ops = recorded.calls
-        self.modules = dict(model.named_modules())
+        self.modules = submodules(model)
         self.rescalings = recorded.rescalings
         numbers = [leaf for r in self.rescalings for leaf in leaves(r.width)]
         attributes = {a for c in constraints for a in c.attributes} | {n for n in numbers if isinstance(n, Attribute)}
@@ -64,9 +66,9 @@ class DependencyGraph:
         self.shapes = {
             name: self.counts.shape((value.shape, tuple(value.families))) for name, value in flow.leaves.items()
         }
-        named = dict(model.named_parameters(remove_duplicate=False))
-        self.aliases = first_names({**named, **dict(model.named_buffers(remove_duplicate=False))})
-        self.parameters = {name for name in named if self.aliases[name] == name}
+        named = named_tensors(model)
+        self.aliases = first_names(named)
+        self.parameters = set(named_parameters(model))
         live = needed(flow.ops, flow.outputs)
         self.nodes = [self._lower(op, i in live) for i, op in enumerate(flow.ops)]
         self.allocations = [self._held(allocation) for allocation in flow.lifetimes.allocations]
@@ -167,14 +169,13 @@ class DependencyGraph:
             groups.append(Group("", len(classes), classes, (classes,), members, {}, reason))
         return groups
 
-    def after(self, units: Iterable[int]) -> DependencyGraph:
-        """Return the graph of the model that is left when units went, without running it.
+    def without(self, units: Iterable[int]) -> Run:
+        """Return the recording of the model that is left when units go, without running it.
 
-        The model has to have been cut in place: integers are read off its modules.
+        Made before the cut, it becomes a graph after it, ``DependencyGraph(model, recording, ...)``, when the integers
+        that modules hold are those of the small model.
         """
-        alive = ~self.dead_classes(units)
-        left = remaining(self.recorded, alive[self.solution.class_of])
-        return DependencyGraph(self.model, left, self.method, self.example_inputs)
+        return remaining(self.recorded, ~self.dead_classes(units)[self.solution.class_of])
 
     # -- asking --------------------------------------------------------------------------------------
 
@@ -182,6 +183,40 @@ class DependencyGraph:
     def layers(self) -> nx.DiGraph:
         """A node per layer that owns parameters and an edge per dependency."""
         return _layer_graph(self)
+
+    def draw(self, path: str | os.PathLike[str] | None = None, *, axes: Any = None) -> Any:
+        """Draw the layers with matplotlib, coloured by the group of their outputs; return the axes.
+
+        Parameters
+        ----------
+        path : where to write a picture, such as "layers.svg"
+        axes : matplotlib axes to draw on, in place of new ones
+
+        Raises
+        ------
+        SurgeonError where matplotlib is missing.
+
+        Examples
+        --------
+        >>> graph.draw("layers.svg")
+        """
+        return draw(self.layers, self._owners(), path, axes)
+
+    def to_dot(self) -> str:
+        """Return the layers as text for Graphviz, coloured by the group of their outputs.
+
+        Examples
+        --------
+        >>> Path("layers.dot").write_text(graph.to_dot())  # dot -Tsvg layers.dot -o layers.svg
+        """
+        return to_dot(self.layers, self._owners())
+
+    def _owners(self) -> dict[str, str | None]:
+        """Map layers to the group of their outputs, None for those that stay."""
+        owners: dict[str, str | None] = dict.fromkeys(self.layers)
+        for group in reversed(self.free):
+            owners.update({m.layer: group.name for m in group.members if "out" in m.sides and m.layer in owners})
+        return owners
 
     @property
     def free(self) -> list[Group]:

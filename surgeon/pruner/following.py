@@ -112,6 +112,11 @@ def _bare_optimizer(given: Any) -> Optimizer:
         inner = inner.optimizer
     if type(inner).__name__ in ("AcceleratedOptimizer", "LightningOptimizer") and hasattr(inner, "optimizer"):
         inner = inner.optimizer
+    if type(inner).__name__ == "ZeroRedundancyOptimizer":
+        raise PrunerError(
+            "ZeroRedundancyOptimizer spreads its state over processes, and that can't follow a cut; use the optimizer "
+            "inside of it while the model is pruned"
+        )
     if not isinstance(inner, Optimizer):
         raise PrunerError(
             f"optimizer={type(given).__name__} is no torch.optim.Optimizer, nor a list of them; optimizer=None says "

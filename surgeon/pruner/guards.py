@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -11,8 +11,9 @@ from torch.export import ExportedProgram
 from torch.nn.parallel import DataParallel, DistributedDataParallel
 from torch.utils.weak import TensorWeakRef
 
-from surgeon.errors import PrunerError, ScoreError
-from surgeon.modules import bare
+from surgeon.errors import DataError, PlanMismatch, PrunerError, ScoreError
+from surgeon.modules import bare, named_tensors
+from surgeon.plan import Plan
 from surgeon.pruner.gradients import CRITERIA
 from surgeon.schedule import Schedule, described
 from surgeon.score import CRITERIA as KNOWN
@@ -49,7 +50,7 @@ def check_options(schedule: Any, criterion: Any, gradients: Any, data: Any, loss
 
     Raises
     ------
-    PrunerError, ScoreError
+    PrunerError, ScoreError, DataError
     """
     if not isinstance(schedule, Schedule):
         raise PrunerError(
@@ -66,6 +67,8 @@ def check_options(schedule: Any, criterion: Any, gradients: Any, data: Any, loss
         raise ScoreError(
             f"unknown criterion {criterion!r}; choose one of {', '.join(sorted(KNOWN))}, or pass a callable"
         )
+    if isinstance(data, Iterator):
+        raise DataError("data= is read again at every cut: give a list of batches or a DataLoader, not a generator")
     options = _options(KNOWN[criterion])
     if criterion not in CRITERIA and "data" in options and data is None:
         raise ScoreError(f"criterion {criterion!r} looks at data: give data=, a list of batches")
@@ -101,6 +104,18 @@ def check_state(state: Any, schedule: Schedule, gradients: bool) -> None:
         )
     if (state["gradients"] is not None) != gradients:
         raise PrunerError("the state was saved by a pruner with another kind of criterion; make it with the same one")
+
+
+def check_size(model: nn.Module, plan: Plan) -> None:
+    """Raise PlanMismatch for a model of another size than the one that a plan was made for."""
+    tensors = named_tensors(model)
+    for name, shape in plan.fingerprint.items():
+        found = list(tensors[name].shape) if name in tensors else "missing"
+        if found != list(shape):
+            raise PlanMismatch(
+                f"{name} is {found} here, and was {list(shape)} when the run began: a pruner's state goes into a model "
+                "of the original's size, before the model's own state"
+            )
 
 
 class Steps:

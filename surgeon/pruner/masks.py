@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import math
 from collections.abc import Iterable, Mapping
 from typing import Any
@@ -11,9 +12,13 @@ import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
+from surgeon.errors import PrunerError
 from surgeon.modules import as_arguments, entering, evaluating, named_tensors, tensors_in, untouched
+from surgeon.operate import operate
 from surgeon.plan import Plan
 from surgeon.pruner.original import units_of
+
+logger = logging.getLogger("surgeon.pruner")
 
 # State of optimizers that moves a weight without a gradient: it is zero as long as the weight is masked. Means of
 # squares are left to decay.
@@ -34,6 +39,7 @@ class Masks:
         self.hidden: dict[str, Tensor] = {}
         self.scores: dict[str, Tensor] = {}
         self._dead: dict[str, list[Tensor]] = {}
+        self._told = False
 
     def __str__(self) -> str:
         return "nothing masked" if self.plan is None else f"{sum(g.removed for g in self.plan.groups)} units masked"
@@ -91,6 +97,26 @@ class Masks:
             for each in (tensor, *(value for value in moving if value.shape == tensor.shape)):
                 for where in dead:
                     each.masked_fill_(where, 0)
+
+    def compare(self, model: nn.Module, example_inputs: Any, method: str) -> None:
+        """Say how far the masked model is from the one that it will be cut to, where calls look at whole dimensions.
+
+        Raises
+        ------
+        PrunerError where the masked model gives NaN or infinity.
+        """
+        assert self.plan is not None  # something is masked
+        apart = gap(model, operate(model, self.plan), example_inputs, method)
+        ops = ", ".join(sorted({masked.op for masked in self.plan.masked}))
+        if not math.isfinite(apart):
+            raise PrunerError(
+                f"soft=True: the model gives NaN or infinity with units at zero, where {ops} run over them; prune with "
+                "soft=False"
+            )
+        if apart > 1e-3 and not self._told:
+            self._told = True
+            said = "outputs of the masked model are %.1g apart from those after the cut: %s count masked units as zeros"
+            logger.warning(said, apart, ops)
 
     def clear(self) -> None:
         """Forget everything: what was masked has been cut."""

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from math import ceil
 from typing import Any, cast
@@ -44,11 +44,15 @@ class Left:
     def __init__(self, graph: DependencyGraph, labels: np.ndarray) -> None:
         self.graph, self.labels = graph, labels
 
-    def after(self, plan: Plan) -> Left:
-        """Return what is left when a plan was carried out in place; the model is not run."""
-        units = units_of(self.graph, plan)
-        alive = ~self.graph.dead_classes(units)
-        return Left(self.graph.after(units), self.labels[alive[self.graph.solution.class_of]])
+    def without(self, plan: Plan) -> Callable[[], Left]:
+        """Return what gives, once a plan has been carried out in place, what is then left; the model is not run.
+
+        What can go wrong goes wrong here, before anything is cut.
+        """
+        graph, units = self.graph, units_of(self.graph, plan)
+        run = graph.without(units)
+        labels = self.labels[~graph.dead_classes(units)[graph.solution.class_of]]
+        return lambda: Left(DependencyGraph(graph.model, run, graph.method, graph.example_inputs), labels)
 
     def __str__(self) -> str:
         return f"{self.graph}, {len(self.labels)} labels left"
@@ -141,6 +145,8 @@ class Original:
                         "for less, or lower floor or round_to"
                     )
                 continue
+            if not self.whole[name]:
+                raise NothingPrunable(f"{name}={asked:.4g}: none of the model's operations counts any; use params=")
             least = COSTS[name](bounded).total(counts) / self.whole[name]
             if asked < least:
                 raise InfeasibleBudget(
@@ -180,8 +186,20 @@ class Original:
         marks = np.random.default_rng(0).integers(1, 2**62, mine.classes, dtype=np.int64)
         known = dict(zip((mine.closure @ (marks * alive)).tolist(), range(len(self.home))))
         found = theirs.closure @ marks[origin]
-        free = self.graph.free
-        return {g.name: free[self.home[known[int(found[g.units[0]])]]].name for g in left.graph.free}
+        free, names = self.graph.free, {}
+        for group in left.graph.free:
+            unit = known.get(int(found[group.units[0]]))
+            if unit is None:
+                unit = self._within(alive, origin[theirs.closure[group.units[0]].indices])
+            names[group.name] = free[self.home[unit]].name
+        return names
+
+    def _within(self, alive: np.ndarray, classes: np.ndarray) -> int:
+        """Return the largest unit of the original within some classes: where one cell is left of a row, both go."""
+        here = np.zeros(len(alive), np.int64)
+        here[classes] = 1
+        taken, inside = (self.graph.solution.closure @ marks for marks in (alive, here))
+        return int(np.argmax(np.where((taken == inside) & (self.home >= 0), inside, -1)))
 
     # -- the next cut ----------------------------------------------------------------------------------
 

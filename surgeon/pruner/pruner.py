@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import logging
-import math
 from collections.abc import Iterable, Mapping
 from typing import Any
 
@@ -11,12 +10,13 @@ from torch import Tensor, nn
 
 from surgeon.api import trace
 from surgeon.errors import PrunerError, ScoreError
+from surgeon.graph import DependencyGraph
 from surgeon.operate import operate
 from surgeon.plan import Plan
 from surgeon.pruner.following import Following
 from surgeon.pruner.gradients import CRITERIA, Gradients
-from surgeon.pruner.guards import Steps, check_options, check_state, trainable
-from surgeon.pruner.masks import Masks, gap
+from surgeon.pruner.guards import Steps, check_options, check_size, check_state, trainable
+from surgeon.pruner.masks import Masks
 from surgeon.pruner.original import Left, Options, Original
 from surgeon.pruner.pressure import Pressure
 from surgeon.pruner.ranks import Ranks
@@ -121,10 +121,10 @@ class Pruner:
         reads = isinstance(criterion, str) and criterion in CRITERIA and data is None
         self.gradients = Gradients(criterion) if reads else None
         self.window = gradients
-        self.taken = 0
+        self.taken, self._looked = 0, 0
         self.plan: Plan | None = None
         self.history: list[Cut] = []
-        self.masks, self._told = Masks(), False
+        self.masks = Masks()
         self.steps = Steps(model)
         self.pressure = None if regularizer is None else Pressure(self, regularizer)
 
@@ -144,7 +144,7 @@ class Pruner:
     # -- looking -----------------------------------------------------------------------------------------
 
     @property
-    def graph(self) -> Any:
+    def graph(self) -> DependencyGraph:
         """The dependency graph of the model as it is."""
         return self.left.graph
 
@@ -190,6 +190,8 @@ class Pruner:
         if due:
             self.steps.check_trained()
         made = self._due(now) if due else None
+        if due and self.gradients is not None:
+            self.gradients.clear()
         self.masks.apply(self.model, self.following.optimizers)
         self._taken(now, made)
         return made
@@ -216,6 +218,8 @@ class Pruner:
             if self.gradients is not None and not self.gradients.count:
                 self.gradients.add(self.graph)
             made = self._cut(asked, self.taken)
+        if made is not None and self.gradients is not None:
+            self.gradients.clear()
         self._taken(self.taken, made)
         return made
 
@@ -235,10 +239,12 @@ class Pruner:
     # -- deciding ----------------------------------------------------------------------------------------
 
     def _look(self, now: int) -> None:
-        """Take the gradients of this step into account, if a cut is near."""
+        """Take the gradients of this step into account, if a cut is near; once, also where the step is tried again."""
         coming = self.schedule.next(now)
-        if self.gradients is not None and coming is not None and coming - now < self.window:
-            self.gradients.add(self.graph)
+        if self.gradients is None or coming is None or coming - now >= self.window or self._looked == now:
+            return
+        self.gradients.add(self.graph)
+        self._looked = now
 
     def _scores(self) -> Mapping[str, Tensor]:
         if self.gradients is not None:
@@ -259,8 +265,6 @@ class Pruner:
         scores = Scores(self.masks.ranked(self.graph, self._scores()), name)
         plan = self.original.plan(self.left, scores, asked, self._last())
         self.ranks.agree(plan, now)
-        if self.gradients is not None:
-            self.gradients.clear()
         if plan is None:
             logger.debug("step %d: nothing to cut for %s", now, dict(asked))
         return plan, scores
@@ -275,29 +279,12 @@ class Pruner:
         self.masks.set(self.model, plan, scores)
         if plan.masked:
             try:
-                self._compare(plan)
+                self.masks.compare(self.model, self.example_inputs, self.graph.method)
             except PrunerError:
                 self.masks.set(self.model, before, ranked)
                 raise
         removed, flops = sum(g.removed for g in plan.groups), plan.totals["flops"][1]
         logger.info("step %d: %d units masked, %.3f of the FLOPs left without them", now, removed, self._share(flops))
-
-    def _compare(self, plan: Plan) -> None:
-        """Say how far the masked model is from the one that it will be cut to, where calls look at whole dimensions."""
-        apart = gap(self.model, operate(self.model, plan), self.example_inputs, self.graph.method)
-        ops = ", ".join(sorted({masked.op for masked in plan.masked}))
-        if not math.isfinite(apart):
-            raise PrunerError(
-                f"soft=True: the model gives NaN or infinity with units at zero, where {ops} run over them; prune with "
-                "soft=False"
-            )
-        if apart > 1e-3 and not self._told:
-            self._told = True
-            logger.warning(
-                "outputs of the masked model are %.1g apart from those after the cut: %s count masked units as zeros",
-                apart,
-                ops,
-            )
 
     def _share(self, flops: float) -> float:
         return flops / (self.original.whole["flops"] or 1.0)
@@ -332,9 +319,10 @@ class Pruner:
 
     def _replace(self, plan: Plan, whole: Plan) -> None:
         """Carry a plan out on the model and all that follows it."""
+        left = self.left.without(plan)
         operate(self.model, plan, inplace=True)
         self.following.follow(self.model, plan)
-        self.left = self.left.after(plan)
+        self.left = left()
         self.plan = whole
         self.masks.clear()
 
@@ -410,6 +398,7 @@ class Pruner:
                 "Pruner around a model of the original size"
             )
         if plan is not None and self.plan is None:
+            check_size(self.model, plan)
             self.following.rehearse(self.model, plan)
             self._replace(plan, plan)
         self.history = [Cut(**record) for record in state["history"]]

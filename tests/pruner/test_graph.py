@@ -11,7 +11,7 @@ import torch
 import surgeon
 from surgeon.graph import DependencyGraph
 from surgeon.plan import cost as costs
-from surgeon.pruner.original import Left, units_of
+from surgeon.pruner.original import Left, Options, Original, units_of
 from tests.zoo import build
 
 # Residual streams, grouped and depthwise convolutions, dense concatenation, attention by heads and grouped queries,
@@ -24,6 +24,12 @@ vit tied_lm glu raft crnn
 
 def whole(graph: DependencyGraph) -> Left:
     return Left(graph, np.arange(len(graph.solution.class_of)))
+
+
+def cut(left: Left, made: surgeon.Plan) -> Left:
+    after = left.without(made)
+    surgeon.operate(left.graph.model, made, inplace=True)
+    return after()
 
 
 def looks(graph: DependencyGraph) -> list[Any]:
@@ -56,8 +62,7 @@ def test_after_cuts_as_traced_anew(name: str) -> None:
     first, composed = left, None
     for _ in range(2):
         made = plan_of(left.graph, ratio=0.3, scope="local")
-        surgeon.operate(model, made, inplace=True)
-        left, composed = left.after(made), made if composed is None else composed.then(made)
+        left, composed = cut(left, made), made if composed is None else composed.then(made)
         fresh = surgeon.trace(model, inputs)
         assert looks(left.graph) == looks(fresh)
         assert totals(left.graph) == totals(fresh)
@@ -66,7 +71,7 @@ def test_after_cuts_as_traced_anew(name: str) -> None:
         assert plan_of(left.graph, **asked).to_json() == plan_of(fresh, **asked).to_json()
         # At once from the original, as a run that is resumed does.
         assert composed is not None
-        at_once = first.after(composed)
+        at_once = first.without(composed)()
         assert np.array_equal(at_once.labels, left.labels)
         assert looks(at_once.graph) == looks(left.graph)
 
@@ -76,9 +81,7 @@ def test_rows_and_columns_of_one_table() -> None:
     model, inputs = build("vit")
     left = whole(surgeon.trace(model, inputs))
     for heads in (True, False, "both"):
-        made = plan_of(left.graph, ratio=0.2, heads=heads)
-        surgeon.operate(model, made, inplace=True)
-        left = left.after(made)
+        left = cut(left, plan_of(left.graph, ratio=0.2, heads=heads))
         fresh = surgeon.trace(model, inputs)
         assert looks(left.graph) == looks(fresh) and totals(left.graph) == totals(fresh)
         assert plan_of(left.graph, flops=0.9).cuts == plan_of(fresh, flops=0.9).cuts
@@ -95,10 +98,39 @@ def test_units_of_a_plan_are_those_that_it_was_made_of() -> None:
         assert gone * group.size == removed[group.name] * len(group.units)
 
 
+def test_what_would_leave_no_rectangle_is_refused_before_anything_is_cut() -> None:
+    """A single cell of a table: the rows of a grouped convolution would be of unequal length."""
+    model, inputs = build("resnext")
+    graph = surgeon.trace(model, inputs)
+    group = next(g for g in graph.free if len(g.grid) > 1)
+    with pytest.raises(surgeon.SurgeonError, match="keep unequally many"):
+        graph.without(group.units[:1])
+    assert graph.without(group.first_step).flow.space.count < graph.flow.space.count
+
+
 def test_nothing_is_run(monkeypatch: pytest.MonkeyPatch) -> None:
     model, inputs = build("resnext")
     left = whole(surgeon.trace(model, inputs))
     made = plan_of(left.graph, ratio=0.3)
-    surgeon.operate(model, made, inplace=True)
     monkeypatch.setattr(torch.nn.Module, "__call__", None)
-    assert left.after(made).graph.free
+    assert cut(left, made).graph.free
+
+
+@pytest.mark.parametrize("name", NETWORKS)
+def test_groups_are_found_again(name: str) -> None:
+    """Down to the last unit of many groups, where names move: a group is cut from places of the one that it was."""
+    model, inputs = build(name)
+    graph = surgeon.trace(model, inputs)
+    original, left = Original(graph, Options(floor=0.0)), whole(graph)
+    for ratio in (0.5, 0.9):
+        try:
+            left = cut(left, plan_of(left.graph, ratio=ratio, scope="local", floor=0.0))
+        except surgeon.errors.NothingPrunable:
+            continue
+        names = original.names(left)
+        before, after = ({g.name: g for g in each.free} for each in (graph, left.graph))
+        assert names.keys() == after.keys() and len(set(names.values())) == len(names)
+        for mine, theirs in names.items():
+            assert {str(m) for m in after[mine].members} <= {str(m) for m in before[theirs].members}
+            assert after[mine].size <= before[theirs].size
+        assert 0 < original.shares(left)["ratio"] < 1

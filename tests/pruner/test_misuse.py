@@ -11,7 +11,16 @@ from torch import nn
 
 import surgeon
 from surgeon import schedule
-from surgeon.errors import BudgetError, InfeasibleBudget, PrunerError, ScoreError, SurgeonError, UnknownLayer
+from surgeon.errors import (
+    BudgetError,
+    DataError,
+    InfeasibleBudget,
+    NothingPrunable,
+    PrunerError,
+    ScoreError,
+    SurgeonError,
+    UnknownLayer,
+)
 from tests.pruner.loops import batches, network, pruner, sample, train
 
 HALF = schedule.one_shot(flops=0.5, at=2)
@@ -101,6 +110,7 @@ def test_options() -> None:
         (HALF, {"criterion": "taylor", "data": []}, ScoreError, "together"),
         (HALF, {"criterion": "l1", "data": []}, ScoreError, "takes no data"),
         (HALF, {"criterion": "l1", "loss": print}, ScoreError, "takes no loss"),
+        (HALF, {"criterion": "wanda", "data": iter([])}, DataError, "not a generator"),
         (HALF, {"criterion": "synflow"}, ScoreError, "before training"),
         (HALF, {"gradients": 0}, PrunerError, "at least 1"),
         (HALF, {"keep": ("steem",)}, UnknownLayer, "stem"),
@@ -118,6 +128,25 @@ def test_options() -> None:
     for plan, options, error, why in cases:
         with pytest.raises(error, match=why):
             pruner(model, plan, sgd(model), **options)
+
+
+def pruner_of(model: nn.Module, plan: Any) -> surgeon.Pruner:
+    return surgeon.Pruner(model, torch.randn(1, 3, 4), plan, optimizer=sgd(model))
+
+
+def test_a_model_without_multiply_adds() -> None:
+    class Stacked(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.first, self.last = nn.RNN(4, 8, batch_first=True), nn.RNN(8, 3, batch_first=True)
+
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            return self.last(self.first(x)[0])[0]
+
+    model = Stacked()
+    assert pruner_of(model, schedule.one_shot(params=0.6)).shares()["flops"] == 1.0
+    with pytest.raises(NothingPrunable, match="use params="):
+        pruner_of(model, HALF)
 
 
 def test_a_model_that_was_changed() -> None:

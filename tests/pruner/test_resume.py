@@ -18,6 +18,7 @@ import surgeon
 from surgeon import schedule
 from surgeon.errors import PrunerError
 from tests.pruner.loops import network, pruner, sample, train
+from tests.pruner.resumable import main
 
 RUN = Path(__file__).with_name("resumable.py")
 
@@ -38,7 +39,6 @@ def test_killed_in_the_middle(tmp_path: Path, kind: str) -> None:
     whole, killed = tmp_path / "whole", tmp_path / "killed"
     for folder in (whole, killed):
         folder.mkdir()
-    uninterrupted = start(whole, kind, slow=False)
     victim = start(killed, kind, slow=True)
     # The checkpoint of step 14 is between two cuts, within the steps whose gradients are averaged.
     deadline = time.monotonic() + 100
@@ -49,7 +49,7 @@ def test_killed_in_the_middle(tmp_path: Path, kind: str) -> None:
     victim.communicate()
     assert victim.returncode == -signal.SIGKILL and not (killed / "final.pt").exists()
     finish(start(killed, kind, slow=False))
-    finish(uninterrupted)
+    main(whole, kind, slow=False)
     expected, found = (torch.load(folder / "final.pt", weights_only=True) for folder in (whole, killed))
     assert found["resumed"] >= 14 and expected["resumed"] == 0
     same(found["model"], expected["model"])
@@ -126,7 +126,7 @@ def test_states_that_do_not_fit() -> None:
     own = torch.optim.AdamW(narrow.parameters(), 1e-2)
     third = pruner(narrow, schedule.iterative(flops=0.4, times=3, every=3), own)
     shapes = [p.shape for p in narrow.parameters()]
-    with pytest.raises(surgeon.errors.PlanMismatch):
+    with pytest.raises(surgeon.errors.PlanMismatch, match="of the original's size, before the model's own state"):
         third.load_state_dict(state)
     assert [p.shape for p in narrow.parameters()] == shapes and third.taken == 0
     assert sample().shape == (1, 3, 6, 6)

@@ -11,6 +11,7 @@ import torch
 
 import surgeon
 from surgeon import schedule
+from surgeon.operate.select import mask
 from surgeon.pruner.masks import Masks
 from tests.pruner.loops import network, pruner, train
 from tests.zoo import build, call
@@ -96,8 +97,6 @@ def test_masked_units_stay_zero_and_are_cut_in_the_end() -> None:
         )
         assert found.plan is None and found.history == []
         for name, kept in plan.cuts.items():
-            from surgeon.operate.select import mask
-
             gone = ~mask(model.state_dict()[name], kept)
             assert gone.any() and not model.state_dict()[name][gone].any(), name
         for p, name in ((p, n) for n, p in model.named_parameters() if n in plan.cuts):
