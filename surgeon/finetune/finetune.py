@@ -19,13 +19,13 @@ from torch.optim import Optimizer
 from surgeon.calibrate import inputs
 from surgeon.errors import TrainingError, UnsupportedModel
 from surgeon.evaluation import Evaluate, evaluated, require_callable
-from surgeon.finetune.bar import bar
 from surgeon.finetune.batch import Batches, forward, scalar, task_loss
 from surgeon.finetune.distill import Teacher
 from surgeon.finetune.optimize import Rates, Schedule, Stepper, made, scheduled
 from surgeon.finetune.records import Epoch, Finetuned
 from surgeon.modules import evaluating, modes_kept
 from surgeon.plan.plan import Plan
+from surgeon.progress import Work, working
 from surgeon.recover.norms import estimate
 
 # Batches that statistics of batch norms are averaged over, at most.
@@ -128,7 +128,7 @@ def finetune(
         if guide is not None:
             stack.enter_context(evaluating(guide.teacher))
             stack.enter_context(guide.listening() if features else nullcontext())
-        loop.show = stack.enter_context(bar(progress, epochs))
+        loop.work = stack.enter_context(working("fine-tuning", batches.length * epochs or None, wanted=progress))
         return _run(loop, validate, norms)
 
 
@@ -147,7 +147,7 @@ class _Loop:
     penalty: Callable[[], Tensor] | None
     after_step: Callable[[], Any] | None
     steps: int = 0
-    show: Callable[[float, str], None] = field(default=lambda _done, _text: None)
+    work: Work = field(default_factory=lambda: Work("fine-tuning"))
 
     def __str__(self) -> str:
         return f"{self.steps} steps of {self.stepper}"
@@ -164,7 +164,8 @@ class _Loop:
             rate = self.rates.set(done)
             found = self.step(batch, number, rate)
             sums = {name: total + found.get(name, math.nan) for name, total in sums.items()}
-            self.show(done, f"epoch {number} of {self.epochs}, loss {sums['loss'] / count:.4g}")
+            self.work.done = self.steps
+            self.work.text = f"fine-tuning, epoch {number} of {self.epochs}, loss {sums['loss'] / count:.4g}"
         means = {name: None if math.isnan(total) else total / count for name, total in sums.items()}
         return Epoch(number, **means, lr=rate, seconds=time.perf_counter() - begun)
 
