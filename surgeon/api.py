@@ -13,6 +13,7 @@ from torch import nn
 from torch.export import ExportedProgram
 
 from surgeon.calibrate import calibration
+from surgeon.comparison import within
 from surgeon.errors import BudgetError
 from surgeon.evaluation import Evaluate, evaluated, require_callable
 from surgeon.graph import DependencyGraph
@@ -28,7 +29,8 @@ from surgeon.plan.describe import describe
 from surgeon.plan.make import multiple
 from surgeon.plan.make import plan as make_plan
 from surgeon.recover import Recovery, check_method, recover
-from surgeon.report import Report, compare
+from surgeon.report import Report
+from surgeon.report import compare as side_by_side
 from surgeon.score import curves, score
 from surgeon.verify import Proof, count_flops, verify
 
@@ -262,7 +264,9 @@ def prune(
     proof = verify(model, cut, made, example_inputs, counts=counts) if check else None
     if found is None:
         mend(small, made)
-    report = compare(model, small, example_inputs, plan=made, counts=counts)
+    report = side_by_side(
+        model, small, example_inputs, plan=made, proof=proof, latency=within(made, model), counts=counts
+    )
     return Result(small, made, proof, report, found.evaluations if found else None, recoveries.get(id(made)))
 
 

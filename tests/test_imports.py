@@ -25,6 +25,7 @@ LAYERS = (
     {"graph"},
     {"score", "plan", "operate", "verify", "recover", "report", "deploy", "guard"},
     {"latency"},
+    {"comparison"},
     {"api"},
     {"convert", "sensitivity"},
     {"cli"},

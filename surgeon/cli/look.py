@@ -100,8 +100,7 @@ def report(
     cut = small_model(small, given.reference, seed, device)
     with step("counting"):
         found = compare(given.model, cut, given.inputs, plan=made)
-    ratios = {"compression_ratio": found.compression_ratio, "theoretical_speedup": found.theoretical_speedup}
-    return Answer({"model": model, "small": str(small), **asdict(found), **ratios}, (found,))
+    return Answer({**found.document(plan=False), "model": model, "small": str(small)}, (found,))
 
 
 # -- inspect -----------------------------------------------------------------------------------------

@@ -115,7 +115,7 @@ def _cut(
         )
     with step("proving"):
         proof = verify(given.model, small, made, given.inputs, counts=counts)
-    return small, made, proof, compare(given.model, small, given.inputs, plan=made, counts=counts)
+    return small, made, proof, compare(given.model, small, given.inputs, plan=made, proof=proof, counts=counts)
 
 
 def _written(out: Path, given: Subject, small: Any, made: Plan, proof: Proof, report: Report, onnx: bool) -> Answer:
@@ -135,7 +135,7 @@ def _written(out: Path, given: Subject, small: Any, made: Plan, proof: Proof, re
                 failed = error
         text = f"{made}\n{proof}\n{report}"
         (folder / "report.txt").write_text(text, encoding="utf-8")
-        facts |= {"onnx": exported, "needs_plan": reason, "report": asdict(report)}
+        facts |= {"onnx": exported, "needs_plan": reason, "report": report.document(plan=False)}
         (folder / "report.json").write_text(dumps(facts) + "\n", encoding="utf-8")
         made.save(folder / PLAN)
         files = sorted(path.name for path in folder.iterdir())

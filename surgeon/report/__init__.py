@@ -1,5 +1,7 @@
 """Before and after, honestly counted."""
 
-from surgeon.report.report import LayerRow, Report, Totals, compare
+from surgeon.report.compare import compare
+from surgeon.report.records import Environment, GroupRow, Latency, LayerRow, Totals
+from surgeon.report.report import Report
 
-__all__ = ["LayerRow", "Report", "Totals", "compare"]
+__all__ = ["Environment", "GroupRow", "Latency", "LayerRow", "Report", "Totals", "compare"]
