@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import os
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
@@ -11,6 +12,7 @@ from rich.console import Console
 
 from surgeon.plan.plan import Plan
 from surgeon.report.document import document, read, written
+from surgeon.report.html import table, to_html
 from surgeon.report.records import Environment, GroupRow, Latency, LayerRow, Totals
 from surgeon.report.text import rendered
 from surgeon.verify.verify import Proof
@@ -84,6 +86,27 @@ class Report:
     def from_json(text: str | bytes) -> Report:
         """Read a report that ``to_json`` wrote; raises SurgeonError for anything else."""
         return Report(**read(text))
+
+    def to_html(self, path: str | os.PathLike[str], *, pareto: Any = None, sensitivity: Any = None) -> None:
+        """Write the report as one HTML file that needs no network: see docs/report.md.
+
+        Parameters
+        ----------
+        pareto : a ``Pareto``, to show the trade between budgets and losses
+        sensitivity : a ``Sensitivity``, to show what each group costs alone
+
+        Raises
+        ------
+        FileError where the file can't be written.
+
+        Examples
+        --------
+        >>> surgeon.prune(model, x, flops=0.5).report.to_html("report.html")
+        """
+        to_html(self, path, pareto, sensitivity)
+
+    def _repr_html_(self) -> str:
+        return table(self)
 
     def __rich_console__(self, console: Console, options: ConsoleOptions) -> Iterator[RenderableType]:
         yield from rendered(self, options)

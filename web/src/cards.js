@@ -1,5 +1,5 @@
 import { h } from "./dom.js";
-import { bytes, exact, percent, ratio, seconds, short } from "./format.js";
+import { bytes, exact, how, percent, ratio, seconds, short } from "./format.js";
 
 /** What was saved, a card for each quantity that was counted or measured. */
 export function cards(report) {
@@ -11,8 +11,7 @@ export function cards(report) {
     card("memory", "Peak memory", totals.memory, bytes, "less", "inputs and activations, predicted"),
   ];
   if (latency) {
-    const how = `${latency.backend}, ${latency.device}, p50 of ${latency.runs} runs`;
-    found.push(card("latency", "Latency", latency.seconds, seconds, "measured speed-up", how));
+    found.push(card("latency", "Latency", latency.seconds, seconds, "measured speed-up", how(latency)));
   }
   return h("ul", { class: "cards", "aria-label": "Summary" }, found);
 }

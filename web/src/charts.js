@@ -1,4 +1,4 @@
-import { barY, axisY, crosshairX, dot, gridX, gridY, lineY, plot, pointerX, rectY, ruleX, ruleY, text, tip } from "@observablehq/plot";
+import { barY, dot, gridY, lineY, plot, pointerX, rectY, ruleX, ruleY, text, tip } from "@observablehq/plot";
 import { h, responsive, section } from "./dom.js";
 import { layerName, percent, plural, short } from "./format.js";
 import { select } from "./state.js";

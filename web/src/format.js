@@ -57,6 +57,13 @@ export function plural(count, what) {
   return `${count.toLocaleString("en-US")} ${what}${count === 1 ? "" : "s"}`;
 }
 
+/** How a latency was measured. */
+export function how(latency) {
+  const { runs, backend, device, threads } = latency;
+  const parts = [runs ? `p50 of ${plural(runs, "run")}` : "p50", backend, device, threads ? plural(threads, "thread") : ""];
+  return parts.filter(Boolean).join(", ");
+}
+
 function digits(value) {
   return String(Number(value.toPrecision(4)));
 }

@@ -1,0 +1,242 @@
+import { select as d3select } from "d3-selection";
+import { zoom as d3zoom, zoomIdentity } from "d3-zoom";
+import { colourOf } from "./colour.js";
+import { h, s, section } from "./dom.js";
+import { arrow, layerName, plural } from "./format.js";
+import { isFlat, place, route } from "./layout.js";
+import { layerList } from "./list.js";
+import { details } from "./panel.js";
+import { onSelect, select, selected } from "./state.js";
+
+// Labels are read at this scale and above; below it, the names of parts are shown instead.
+const LEGIBLE = 0.5;
+// With more edges than this that others imply, they are shown for the selected layer only, unless asked for.
+const IMPLIED = 150;
+
+/** The dependency graph: pan, zoom, search, and what is known about the layer that is selected. */
+export function dependencyGraph(report) {
+  const { graph } = report;
+  if (!graph || !graph.layers.length) return null;
+  const panel = h("div", { id: "details", class: "details", "aria-live": "polite" });
+  const list = layerList(report);
+  const canvas = h("div", {
+    class: "canvas",
+    id: "graph-canvas",
+    role: "group",
+    tabindex: 0,
+    "aria-label": `Dependency graph of ${plural(graph.layers.length, "layer")}. Arrow keys move it, plus and minus zoom, 0 shows all. The list of layers beside it selects.`,
+  });
+  const implied = graph.edges.filter((edge) => !edge[2]).length;
+  const all = h("input", { type: "checkbox", id: "all-edges" });
+  all.checked = implied <= IMPLIED;
+  const buttons = ["Zoom in", "Zoom out", "Show all"].map((label) =>
+    h("button", { type: "button", class: "plain", "aria-label": label, title: label }, { "Zoom in": "+", "Zoom out": "−", "Show all": "Fit" }[label]),
+  );
+  draw(report, canvas, all, buttons);
+  onSelect((name) => panel.replaceChildren(...details(report, name)));
+  panel.replaceChildren(...details(report, null));
+  const free = graph.groups.filter((group) => !group.pinned).length;
+  return section(
+    "graph",
+    "Dependency graph",
+    `${plural(graph.layers.length, "layer")} with parameters, ${plural(free, "group")} that can be cut, ${plural(graph.groups.length - free, "group")} that must stay. What one group cuts has one colour; colours repeat after eight groups.`,
+    h(
+      "div",
+      { class: "controls" },
+      buttons,
+      implied ? h("label", { class: "check" }, all, `edges that others imply (${implied.toLocaleString("en-US")})`) : null,
+      h("span", { class: "small hint" }, "drag to move · Ctrl + wheel or pinch to zoom · click a layer"),
+    ),
+    h("div", { class: "graph" }, canvas, h("div", { class: "side" }, list, panel)),
+    h(
+      "ul",
+      { class: "legend" },
+      h("li", null, h("i", { class: "swatch strip" }), "colour of the group that the layer's channels belong to"),
+      h("li", null, h("i", { class: "swatch share" }), "share of its channels left"),
+      h("li", null, h("i", { class: "swatch pinned" }), "stays as it is"),
+      h("li", null, h("i", { class: "swatch edge" }), "computes with"),
+      implied ? h("li", null, h("i", { class: "swatch skip" }), "implied by a longer path, as past a residual or dense block") : null,
+    ),
+  );
+}
+
+function draw(report, canvas, all, [closer, farther, fit]) {
+  const { graph } = report;
+  const svg = s("svg", { "aria-hidden": "true", focusable: "false" });
+  const scene = s("g");
+  svg.append(scene);
+  canvas.append(svg);
+  let picture;
+  let nodes = [];
+  let edges = [];
+  const skip = s("g", { class: "edges skip" });
+  const lit = s("g", { class: "edges lit" });
+
+  const build = () => {
+    const box = canvas.getBoundingClientRect();
+    if (box.width < 40 || box.height < 40) return false;
+    picture = place(graph, box.width / box.height);
+    nodes = graph.layers.map((layer, n) => node(report, layer, picture.nodes[n]));
+    edges = graph.edges.map(([a, b, direct]) => ({ a, b, direct, d: route(picture, a, b, direct) }));
+    const plain = s("path", { class: "edges", d: edges.filter((e) => e.direct).map((e) => e.d).join("") });
+    skip.replaceChildren(s("path", { d: edges.filter((e) => !e.direct).map((e) => e.d).join("") }));
+    scene.replaceChildren(parts(graph, picture), skip, plain, s("g", { class: "nodes" }, nodes), lit);
+    svg.addEventListener("click", (event) => {
+      const hit = event.target.closest("[data-layer]");
+      if (hit) select(hit.dataset.layer, "graph");
+    });
+    return true;
+  };
+
+  const behaviour = d3zoom()
+    .scaleExtent([0.03, 3])
+    .filter((event) => (event.type === "wheel" ? event.ctrlKey || event.metaKey : event.type.startsWith("touch") ? event.touches.length > 1 : !event.button))
+    .on("zoom", ({ transform }) => {
+      scene.setAttribute("transform", transform.toString());
+      svg.classList.toggle("far", transform.k < LEGIBLE);
+      svg.style.setProperty("--k", transform.k);
+    });
+  const view = d3select(svg);
+  view.call(behaviour).on("dblclick.zoom", null);
+
+  const showAll = () => {
+    const box = canvas.getBoundingClientRect();
+    const k = Math.min(box.width / picture.width, box.height / picture.height, 1.25);
+    view.call(behaviour.transform, zoomIdentity.translate((box.width - k * picture.width) / 2, Math.max(0, (box.height - k * picture.height) / 2)).scale(k));
+  };
+  const bring = (number) => {
+    const box = canvas.getBoundingClientRect();
+    const at = picture.nodes[number];
+    const now = svg.__zoom;
+    const k = Math.max(now.k, 0.8);
+    const [x, y] = now.apply([at.x + at.width / 2, at.y + at.height / 2]);
+    const inside = x > 90 && y > 30 && x < box.width - 90 && y < box.height - 30;
+    if (inside && now.k >= LEGIBLE) return;
+    view.call(behaviour.transform, zoomIdentity.translate(box.width / 2 - k * (at.x + at.width / 2), box.height / 2 - k * (at.y + at.height / 2)).scale(k));
+  };
+  const mark = (name, from) => {
+    const number = report.nodeOf.get(name) ?? -1;
+    const groups = new Set(number < 0 ? [] : graph.layers[number].groups);
+    svg.classList.toggle("chosen", number >= 0);
+    nodes.forEach((element, n) => {
+      element.classList.toggle("selected", n === number);
+      element.classList.toggle("together", graph.layers[n].groups.some((g) => groups.has(g) && !graph.groups[g].pinned));
+    });
+    const near = edges.filter((e) => e.a === number || e.b === number);
+    lit.replaceChildren(s("path", { d: near.map((e) => e.d).join("") }));
+    if (number >= 0 && from !== "graph") bring(number);
+  };
+
+  closer.addEventListener("click", () => view.call(behaviour.scaleBy, 1.3));
+  farther.addEventListener("click", () => view.call(behaviour.scaleBy, 1 / 1.3));
+  fit.addEventListener("click", () => showAll());
+  canvas.addEventListener("keydown", (event) => {
+    const step = { ArrowLeft: [60, 0], ArrowRight: [-60, 0], ArrowUp: [0, 60], ArrowDown: [0, -60] }[event.key];
+    if (step) view.call(behaviour.translateBy, step[0] / svg.__zoom.k, step[1] / svg.__zoom.k);
+    else if (event.key === "+" || event.key === "=") view.call(behaviour.scaleBy, 1.3);
+    else if (event.key === "-") view.call(behaviour.scaleBy, 1 / 1.3);
+    else if (event.key === "0") showAll();
+    else return;
+    event.preventDefault();
+  });
+  const edgesShown = () => skip.classList.toggle("off", !all.checked);
+  all.addEventListener("change", edgesShown);
+  edgesShown();
+
+  // Layouts take a moment for a thousand layers: the page is shown first.
+  let width = 0;
+  const observer = new ResizeObserver(() => {
+    const now = Math.round(canvas.clientWidth);
+    if (now === width || !build()) return;
+    width = now;
+    showAll();
+    if (selected() !== null) mark(selected(), "graph");
+    canvas.dataset.ready = "true";
+  });
+  observer.observe(canvas);
+  onSelect(mark);
+  matchMedia("print").addEventListener("change", () => picture && showAll());
+}
+
+function node(report, layer, at) {
+  const { graph } = report;
+  const flat = isFlat(layer);
+  const main = graph.groups[layer.groups[0]];
+  const colour = colourOf(report, layer.groups[0]);
+  const stays = !main || Boolean(main.pinned);
+  const width = layer.width ? arrow(String(layer.width[0]), String(layer.width[1])) : "";
+  const left = layer.width && layer.width[0] ? layer.width[1] / layer.width[0] : 1;
+  const inner = at.width - 20;
+  const title = `${layerName(layer.name)}\n${layer.op}${width ? `, ${width}` : ""}`;
+  const second = flat ? "" : [layer.op, width].filter(Boolean).join(" · ");
+  const room = flat ? inner - (width ? measure(width) + 12 : 0) : inner;
+  return s(
+    "g",
+    { class: `node${flat ? " flat" : ""}${stays ? " pinned" : ""}`, "data-layer": layer.name, transform: `translate(${at.x},${at.y})`, style: { "--colour": colour } },
+    s("title", null, title),
+    s("rect", { class: "box", width: at.width, height: at.height, rx: 5 }),
+    s("rect", { class: "strip", width: 6, height: at.height, rx: 2 }),
+    s("text", { class: "label", x: 14, y: flat ? 15 : 17 }, fitted(layerName(layer.name), room)),
+    flat
+      ? s("text", { class: "what", x: at.width - 8, y: 15, "text-anchor": "end" }, width)
+      : s("text", { class: "what", x: 14, y: 31 }, fitted(second, inner)),
+    flat ? null : s("rect", { class: "share", x: 6, y: at.height - 3, width: Math.max(0, (at.width - 8) * left), height: 2 }),
+  );
+}
+
+const pen = document.createElement("canvas").getContext("2d");
+const lengths = new Map();
+
+/** The width of a text in a label, in pixels. */
+function measure(text) {
+  if (!lengths.size) pen.font = `12px ${getComputedStyle(document.body).fontFamily}`;
+  if (!lengths.has(text)) lengths.set(text, pen.measureText(text).width);
+  return lengths.get(text);
+}
+
+/** Names differ at their ends: what does not fit is left out in front. */
+function fitted(text, room) {
+  if (measure(text) <= room) return text;
+  let from = Math.max(1, text.length - Math.floor((text.length * room) / measure(text)));
+  while (from < text.length && measure(`…${text.slice(from)}`) > room) from++;
+  return `…${text.slice(from)}`;
+}
+
+/** The parts of the model, such as its stages, as regions behind the layers, with names to be read from afar. */
+function parts(graph, picture) {
+  const depth = partDepth(graph.layers.map((layer) => layer.name));
+  if (!depth) return null;
+  const regions = new Map();
+  graph.layers.forEach((layer, n) => {
+    const steps = layer.name.split(".");
+    if (steps.length <= depth) return;
+    const name = steps.slice(0, depth).join(".");
+    const at = picture.nodes[n];
+    const key = `${at.column} ${name}`;
+    const box = regions.get(key) ?? { name, left: Infinity, top: Infinity, right: 0, bottom: 0 };
+    box.left = Math.min(box.left, at.x - 9);
+    box.top = Math.min(box.top, at.y - 8);
+    box.right = Math.max(box.right, at.x + at.width + 9);
+    box.bottom = Math.max(box.bottom, at.y + at.height + 8);
+    regions.set(key, box);
+  });
+  return s(
+    "g",
+    { class: "parts" },
+    [...regions.values()].map((box) => [
+      s("rect", { x: box.left, y: box.top, width: box.right - box.left, height: box.bottom - box.top, rx: 9 }),
+      s("text", { x: (box.left + box.right) / 2, y: (box.top + box.bottom) / 2 }, box.name.split(".").at(-1)),
+    ]),
+  );
+}
+
+/** How many steps of a name tell the parts apart: the first at which there are several, but not one for each layer. */
+function partDepth(names) {
+  for (let depth = 1; depth < 5; depth++) {
+    const deep = names.filter((name) => name.split(".").length > depth);
+    const found = new Set(deep.map((name) => name.split(".").slice(0, depth).join(".")));
+    if (!deep.length) return 0;
+    if (found.size > 1) return found.size < names.length / 2.5 ? depth : 0;
+  }
+  return 0;
+}
