@@ -1,11 +1,13 @@
 // Bundles the page into surgeon/report/page, with the licences of what goes in, and records what it was built from.
 
 import { createHash } from "node:crypto";
-import { existsSync, mkdirSync, readdirSync, readFileSync, writeFileSync } from "node:fs";
+import { copyFileSync, existsSync, mkdirSync, readdirSync, readFileSync, writeFileSync } from "node:fs";
 import { join } from "node:path";
 import { build } from "esbuild";
 
 const OUT = "../surgeon/report/page";
+// The accessibility check of the browser tests; it is not shipped.
+const AXE = "../tests/report/axe.min.js";
 const OWN = ["build.mjs", "package.json", "package-lock.json"];
 
 /** The one hash of all sources; tests/report/test_bundle.py computes the same. */
@@ -48,4 +50,5 @@ const record = { sources: sources(), parts: Object.fromEntries(Object.entries(pa
 mkdirSync(OUT, { recursive: true });
 for (const [name, text] of Object.entries(parts)) writeFileSync(join(OUT, name), text);
 writeFileSync(join(OUT, "built.json"), `${JSON.stringify(record, null, 1)}\n`);
+copyFileSync("node_modules/axe-core/axe.min.js", AXE);
 console.log(Object.entries(parts).map(([name, text]) => `${name} ${(text.length / 1024).toFixed(0)} KiB`).join(", "));

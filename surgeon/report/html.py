@@ -5,6 +5,7 @@ from __future__ import annotations
 import base64
 import hashlib
 import json
+import math
 import os
 from collections.abc import Mapping, Sequence
 from functools import cache
@@ -13,6 +14,7 @@ from importlib.resources import files
 from typing import TYPE_CHECKING, Any
 
 from surgeon.files.atomic import write_text
+from surgeon.plan.plan import Plan
 from surgeon.report.anatomy import Anatomy, Coupling, Histogram, LayerPart
 from surgeon.report.document import document
 
@@ -54,9 +56,8 @@ def payload(report: Report, pareto: Any = None, sensitivity: Any = None) -> dict
         "format": FORMAT,
         "version": VERSION,
         "report": document(report, plan=False),
-        "summary": None if report.plan is None else str(report.plan),
+        "chosen": None if report.plan is None else _chosen(report.plan),
         "settings": None if report.plan is None else dict(report.plan.settings),
-        "proof": None if report.proof is None else str(report.proof),
         "graph": None if anatomy is None else _graph(anatomy),
         "pareto": None if pareto is None else _pareto(pareto),
         "sensitivity": None if sensitivity is None else _sensitivity(sensitivity),
@@ -95,6 +96,12 @@ def inert(data: Any) -> str:
 @cache
 def _part(name: str) -> str:
     return (files("surgeon.report") / "page" / name).read_text(encoding="utf-8")
+
+
+def _chosen(plan: Plan) -> dict[str, Any]:
+    """Return how many units go, and how far that is from the least possible loss; null where that is not known."""
+    gap = None if plan.gap is None or not math.isfinite(plan.gap) else plan.gap
+    return {"removed": sum(g.removed for g in plan.groups), "units": sum(g.size for g in plan.groups), "gap": gap}
 
 
 # -- the graph ---------------------------------------------------------------------------------------

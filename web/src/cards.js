@@ -23,7 +23,7 @@ function card(id, title, pair, format, verb, note) {
   return h(
     "li",
     { class: "card", id: `card-${id}`, "data-before": old, "data-after": now },
-    h("h3", null, title),
+    h("p", { class: "title" }, title),
     h("p", { class: "figure", title: exact(now) }, format(now)),
     h("p", { class: "was" }, "from ", h("span", { title: exact(old) }, format(old))),
     h("div", { class: "meter", "aria-hidden": "true" }, h("i", { style: { width: percent(Math.min(left, 1), 2) } })),

@@ -9,19 +9,54 @@ const NAMED = 28;
 
 /** FLOPs above, parameters below, by layer in the order of the forward pass. */
 export function shares(report) {
-  const layers = report.layers.filter((layer) => layer.shape[0].length > 1);
+  const weights = report.layers.filter((layer) => layer.shape[0].length > 1);
   const { flops, params } = report.totals;
-  if (layers.length < 2 || !(flops[0] > 0) || !(params[0] > 0)) return null;
-  const rest = (key, total) => 1 - sum(layers.map((layer) => layer[key][0] ?? 0)) / total;
-  const note = `Norms, biases kept on their own and the like are left out: ${percent(rest("flops", flops[0]))} of the FLOPs, ${percent(rest("params", params[0]))} of the parameters.`;
-  const draw = (width) => sharesPlot(layers, flops[0], params[0], width);
+  if (weights.length < 2 || !(flops[0] > 0) || !(params[0] > 0)) return null;
+  const lead = h("p", { class: "lead" });
+  const note = h("figcaption");
+  const chart = h("div", { class: "chart" });
+  let layers = weights;
+  let redraw = null;
+  const choose = (op) => {
+    layers = op ? weights.filter((layer) => layer.op === op) : weights;
+    const whole = op ? totalsOf(layers) : { flops: flops[0], params: params[0] };
+    lead.textContent = `Layers with weights, in the order of the forward pass, as shares of the original. ${centre(layers, whole)}`;
+    note.textContent = op ? `Shares of what all layers of kind ${op} have together.` : leftOut(totalsOf(weights), whole);
+    redraw = (width) => picture(chart, sharesPlot(layers, whole.flops, whole.params, width));
+    if (chart.clientWidth) chart.replaceChildren(redraw(Math.floor(chart.clientWidth)));
+  };
+  choose("");
+  responsive(chart, (width) => redraw(width));
   return section(
     "shares",
     "Where FLOPs and parameters sit",
-    centre(layers),
-    legend(["flops", "FLOPs, upwards"], ["params", "parameters, downwards"], ["pale", "pale: what was cut"]),
-    figure(draw, note),
+    null,
+    lead,
+    h("div", { class: "controls" }, kinds(weights, choose), legend(["flops", "FLOPs, upwards"], ["params", "parameters, downwards"], ["pale", "pale: what was cut"])),
+    h("figure", null, chart, note),
   );
+}
+
+/** A choice of one kind of layer, where there are several. */
+function kinds(layers, choose) {
+  const counts = new Map();
+  for (const { op } of layers) counts.set(op, (counts.get(op) ?? 0) + 1);
+  const several = [...counts].filter(([, count]) => count > 1);
+  if (counts.size < 2 || !several.length) return null;
+  const options = several.map(([op, count]) => h("option", { value: op }, `${op} (${count})`));
+  const control = h("select", { id: "shares-kind" }, h("option", { value: "" }, `all (${layers.length})`), options);
+  control.addEventListener("change", () => choose(control.value));
+  return [h("label", { for: "shares-kind" }, "Layers"), control];
+}
+
+function totalsOf(layers) {
+  return { flops: sum(layers.map((layer) => layer.flops[0] ?? 0)), params: sum(layers.map((layer) => layer.params[0])) };
+}
+
+function leftOut(shown, whole) {
+  const rest = [1 - shown.flops / whole.flops, 1 - shown.params / whole.params];
+  if (rest.every((share) => share < 5e-5)) return "";
+  return `Layers whose weights have one dimension, such as norms, are left out: ${percent(rest[0], 2)} of the FLOPs, ${percent(rest[1], 2)} of the parameters.`;
 }
 
 function sharesPlot(layers, flops, params, width) {
@@ -213,12 +248,14 @@ function pointed(data, x, y) {
 }
 
 function names(data, width) {
-  if (data.length > NAMED || width / data.length < 18) return { space: 0, marks: [] };
-  const short = (name) => (name.length > 16 ? `…${name.slice(-15)}` : name);
-  return {
-    space: 84,
-    marks: [text(data, { x: "index", text: (d) => short(layerName(d.layer.name)), frameAnchor: "bottom", dy: 14, rotate: -90, textAnchor: "end", fontSize: 11, fill: "var(--muted)" })],
-  };
+  const room = (width - 56) / data.length;
+  if (data.length > NAMED || room < 18) return { space: 0, marks: [] };
+  const longest = Math.max(...data.map((d) => layerName(d.layer.name).length));
+  const flat = longest * 7 < room;
+  const short = (name) => (name.length > 16 && !flat ? `…${name.slice(-15)}` : name);
+  const placed = flat ? { dy: 10 } : { dy: 14, rotate: -90, textAnchor: "end" };
+  const name = text(data, { x: "index", text: (d) => short(layerName(d.layer.name)), frameAnchor: "bottom", fontSize: 11, fill: "var(--muted)", ...placed });
+  return { space: flat ? 4 : 84, marks: [name] };
 }
 
 function clickable(chart) {
@@ -228,27 +265,37 @@ function clickable(chart) {
   return chart;
 }
 
-function figure(draw, caption) {
-  const inner = (width) => {
-    const chart = draw(width);
-    const picture = chart.tagName === "svg" ? chart : chart.querySelector("svg");
-    picture.setAttribute("role", "img");
-    return chart;
-  };
-  return h("figure", null, responsive(h("div", { class: "chart" }), inner), caption ? h("figcaption", null, caption) : null);
+function figure(draw) {
+  const frame = h("div", { class: "chart" });
+  return h("figure", null, responsive(frame, (width) => picture(frame, draw(width))));
 }
 
-/** Say by which layer half of each is reached. */
-function centre(layers) {
+/** To readers of the screen a chart is one picture, named by what it shows. */
+export function picture(frame, chart) {
+  const svg = chart.tagName === "svg" ? chart : chart.querySelector("svg");
+  frame.setAttribute("role", "img");
+  frame.setAttribute("aria-label", svg.getAttribute("aria-label"));
+  svg.removeAttribute("aria-label");
+  svg.setAttribute("aria-hidden", "true");
+  return chart;
+}
+
+/** Say by which layer half of each is reached, and what the last fifth of the layers holds. */
+function centre(layers, whole) {
   const half = (key) => {
     const values = layers.map((layer) => layer[key][0] ?? 0);
     const total = sum(values);
     let so = 0;
     return values.findIndex((value) => (so += value) >= total / 2);
   };
-  const [flops, params] = [half("flops"), half("params")];
   const at = (index) => `layer ${index + 1} of ${layers.length} (${layerName(layers[index].name)})`;
-  return `Layers with weights, in the order of the forward pass, as shares of the original. Half of the FLOPs are spent by ${at(flops)}, half of the parameters are reached at ${at(params)}.`;
+  const last = layers.slice(-Math.max(1, Math.round(layers.length / 5)));
+  const held = totalsOf(last);
+  const tail = last.length === 1 ? "The last layer holds" : `The last ${last.length} layers hold`;
+  return (
+    `Half of the FLOPs are spent by ${at(half("flops"))}, half of the parameters are reached at ${at(half("params"))}. ` +
+    `${tail} ${percent(held.params / whole.params)} of the parameters and ${percent(held.flops / whole.flops)} of the FLOPs.`
+  );
 }
 
 function sum(values) {

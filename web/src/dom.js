@@ -49,3 +49,8 @@ export function responsive(element, draw) {
   observer.observe(element);
   return element;
 }
+
+/** A name with dots, which may break after each. */
+export function dotted(name) {
+  return name.split(".").flatMap((step, i, all) => (i < all.length - 1 ? [`${step}.`, h("wbr")] : [step]));
+}

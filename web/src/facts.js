@@ -1,5 +1,5 @@
 import { h, section } from "./dom.js";
-import { exact, how, percent, seconds } from "./format.js";
+import { exact, how, percent, plural, seconds } from "./format.js";
 
 /** Proof, plan and environment: what else one has to know to trust the numbers. */
 export function facts(report) {
@@ -37,7 +37,7 @@ function plan(report) {
   return section(
     "plan",
     "Plan",
-    report.summary,
+    sentence(report.chosen),
     asked.length ? list(asked.map(([name, value]) => [name, h("code", null, typeof value === "string" ? value : JSON.stringify(value))])) : null,
     reach.length
       ? h(
@@ -51,6 +51,13 @@ function plan(report) {
       ? h("p", null, h("button", { type: "button", id: "download", onclick: () => save(report.plan) }, "Download the plan (JSON)"), h("span", { class: "small" }, " It cuts any checkpoint of this architecture: surgeon.Plan.load, surgeon.operate."))
       : null,
   );
+}
+
+function sentence(chosen) {
+  if (!chosen) return null;
+  const { removed, units, gap } = chosen;
+  const how = gap === null ? "" : ` What that loses is at most ${percent(gap, 2)} above the least that any choice of widths under the budget loses.`;
+  return `${exact(removed)} of ${plural(units, "unit")} go.${how}`;
 }
 
 function save(text) {

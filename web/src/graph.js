@@ -13,6 +13,9 @@ const LEGIBLE = 0.5;
 // With more edges than this that others imply, they are shown for the selected layer only, unless asked for.
 const IMPLIED = 150;
 
+// Width by height of the picture on paper.
+const PAPER = 0.8;
+
 /** The dependency graph: pan, zoom, search, and what is known about the layer that is selected. */
 export function dependencyGraph(report) {
   const { graph } = report;
@@ -29,11 +32,11 @@ export function dependencyGraph(report) {
   const implied = graph.edges.filter((edge) => !edge[2]).length;
   const all = h("input", { type: "checkbox", id: "all-edges" });
   all.checked = implied <= IMPLIED;
-  const buttons = ["Zoom in", "Zoom out", "Show all"].map((label) =>
-    h("button", { type: "button", class: "plain", "aria-label": label, title: label }, { "Zoom in": "+", "Zoom out": "−", "Show all": "Fit" }[label]),
-  );
+  const button = (text, label) => h("button", { type: "button", class: "plain", "aria-label": label, title: label }, text);
+  const buttons = [button("+", "Zoom in"), button("−", "Zoom out"), button("Fit", "Fit the graph into view")];
+  canvas.style.setProperty("--height", `${Math.min(780, Math.max(380, 200 + 16 * graph.layers.length))}px`);
   draw(report, canvas, all, buttons);
-  onSelect((name) => panel.replaceChildren(...details(report, name)));
+  onSelect((name) => panel.replaceChildren(...details(report, name).flat(Infinity)));
   panel.replaceChildren(...details(report, null));
   const free = graph.groups.filter((group) => !group.pinned).length;
   return section(
@@ -72,21 +75,25 @@ function draw(report, canvas, all, [closer, farther, fit]) {
   const skip = s("g", { class: "edges skip" });
   const lit = s("g", { class: "edges lit" });
 
-  const build = () => {
+  // Implied edges into another column cross everything in between: they are shown for the selected layer.
+  const beside = (e) => !e.direct && picture.nodes[e.a].column === picture.nodes[e.b].column;
+
+  const build = (aspect = null) => {
     const box = canvas.getBoundingClientRect();
-    if (box.width < 40 || box.height < 40) return false;
-    picture = place(graph, box.width / box.height);
+    if (aspect === null && (box.width < 40 || box.height < 40)) return false;
+    picture = place(graph, aspect ?? box.width / box.height);
     nodes = graph.layers.map((layer, n) => node(report, layer, picture.nodes[n]));
     edges = graph.edges.map(([a, b, direct]) => ({ a, b, direct, d: route(picture, a, b, direct) }));
     const plain = s("path", { class: "edges", d: edges.filter((e) => e.direct).map((e) => e.d).join("") });
-    skip.replaceChildren(s("path", { d: edges.filter((e) => !e.direct).map((e) => e.d).join("") }));
-    scene.replaceChildren(parts(graph, picture), skip, plain, s("g", { class: "nodes" }, nodes), lit);
-    svg.addEventListener("click", (event) => {
-      const hit = event.target.closest("[data-layer]");
-      if (hit) select(hit.dataset.layer, "graph");
-    });
+    skip.replaceChildren(s("path", { d: edges.filter(beside).map((e) => e.d).join("") }));
+    const [regions, names] = parts(graph, picture);
+    scene.replaceChildren(regions, skip, plain, s("g", { class: "nodes" }, nodes), lit, names);
     return true;
   };
+  svg.addEventListener("click", (event) => {
+    const hit = event.target.closest("[data-layer]");
+    if (hit) select(hit.dataset.layer, "graph");
+  });
 
   const behaviour = d3zoom()
     .scaleExtent([0.03, 3])
@@ -116,11 +123,12 @@ function draw(report, canvas, all, [closer, farther, fit]) {
   };
   const mark = (name, from) => {
     const number = report.nodeOf.get(name) ?? -1;
-    const groups = new Set(number < 0 ? [] : graph.layers[number].groups);
+    const [makes, ...reads] = number < 0 ? [] : graph.layers[number].groups.filter((g) => !graph.groups[g].pinned);
     svg.classList.toggle("chosen", number >= 0);
     nodes.forEach((element, n) => {
       element.classList.toggle("selected", n === number);
-      element.classList.toggle("together", graph.layers[n].groups.some((g) => groups.has(g) && !graph.groups[g].pinned));
+      element.classList.toggle("together", graph.layers[n].groups.includes(makes));
+      element.classList.toggle("near", reads.some((g) => graph.layers[n].groups[0] === g));
     });
     const near = edges.filter((e) => e.a === number || e.b === number);
     lit.replaceChildren(s("path", { d: near.map((e) => e.d).join("") }));
@@ -143,11 +151,12 @@ function draw(report, canvas, all, [closer, farther, fit]) {
   all.addEventListener("change", edgesShown);
   edgesShown();
 
+  let before = null;
   // Layouts take a moment for a thousand layers: the page is shown first.
   let width = 0;
   const observer = new ResizeObserver(() => {
     const now = Math.round(canvas.clientWidth);
-    if (now === width || !build()) return;
+    if (before !== null || now === width || !build()) return;
     width = now;
     showAll();
     if (selected() !== null) mark(selected(), "graph");
@@ -155,7 +164,25 @@ function draw(report, canvas, all, [closer, farther, fit]) {
   });
   observer.observe(canvas);
   onSelect(mark);
-  matchMedia("print").addEventListener("change", () => picture && showAll());
+  // On paper the whole picture is drawn for a page, whatever part of it was looked at.
+  const paper = (printing) => {
+    if (printing === (before !== null) || !picture) return;
+    if (printing) {
+      before = svg.__zoom;
+      build(PAPER);
+      view.call(behaviour.transform, zoomIdentity);
+      svg.setAttribute("viewBox", `0 0 ${picture.width} ${picture.height}`);
+    } else {
+      svg.removeAttribute("viewBox");
+      build();
+      view.call(behaviour.transform, before);
+      before = null;
+    }
+    mark(selected(), "graph");
+  };
+  matchMedia("print").addEventListener("change", ({ matches }) => paper(matches));
+  addEventListener("beforeprint", () => paper(true));
+  addEventListener("afterprint", () => paper(false));
 }
 
 function node(report, layer, at) {
@@ -194,9 +221,14 @@ function measure(text) {
   return lengths.get(text);
 }
 
-/** Names differ at their ends: what does not fit is left out in front. */
+/** Names differ at their ends: what does not fit is left out in front, whole steps where much is left then. */
 function fitted(text, room) {
   if (measure(text) <= room) return text;
+  const steps = text.split(".");
+  for (let from = 1; from < steps.length; from++) {
+    const rest = `…${steps.slice(from).join(".")}`;
+    if (measure(rest) <= room && measure(rest) > room / 2) return rest;
+  }
   let from = Math.max(1, text.length - Math.floor((text.length * room) / measure(text)));
   while (from < text.length && measure(`…${text.slice(from)}`) > room) from++;
   return `…${text.slice(from)}`;
@@ -205,7 +237,7 @@ function fitted(text, room) {
 /** The parts of the model, such as its stages, as regions behind the layers, with names to be read from afar. */
 function parts(graph, picture) {
   const depth = partDepth(graph.layers.map((layer) => layer.name));
-  if (!depth) return null;
+  if (!depth) return [s("g"), s("g")];
   const regions = new Map();
   graph.layers.forEach((layer, n) => {
     const steps = layer.name.split(".");
@@ -220,23 +252,33 @@ function parts(graph, picture) {
     box.bottom = Math.max(box.bottom, at.y + at.height + 8);
     regions.set(key, box);
   });
-  return s(
-    "g",
-    { class: "parts" },
-    [...regions.values()].map((box) => [
-      s("rect", { x: box.left, y: box.top, width: box.right - box.left, height: box.bottom - box.top, rx: 9 }),
-      s("text", { x: (box.left + box.right) / 2, y: (box.top + box.bottom) / 2 }, box.name.split(".").at(-1)),
-    ]),
-  );
+  // Where a part runs over several columns, its largest region has the name.
+  const largest = new Map();
+  for (const box of regions.values()) {
+    const other = largest.get(box.name);
+    if (!other || box.bottom - box.top > other.bottom - other.top) largest.set(box.name, box);
+  }
+  const title = (box) => {
+    const text = box.name.split(".").at(-1);
+    const most = (box.right - box.left) / (0.62 * Math.max(4, text.length));
+    const tight = box.bottom - box.top < 120;
+    return s("text", { class: tight ? "tight" : null, x: (box.left + box.right) / 2, y: (box.top + box.bottom) / 2, style: { "--most": `${most}px` } }, text);
+  };
+  const frame = (box) => s("rect", { x: box.left, y: box.top, width: box.right - box.left, height: box.bottom - box.top, rx: 9 });
+  return [s("g", { class: "parts" }, [...regions.values()].map(frame)), s("g", { class: "parts names" }, [...largest.values()].map(title))];
 }
 
-/** How many steps of a name tell the parts apart: the first at which there are several, but not one for each layer. */
+/** How many steps of a name tell the parts apart: the first at which no part is most of the model. */
 function partDepth(names) {
-  for (let depth = 1; depth < 5; depth++) {
-    const deep = names.filter((name) => name.split(".").length > depth);
-    const found = new Set(deep.map((name) => name.split(".").slice(0, depth).join(".")));
-    if (!deep.length) return 0;
-    if (found.size > 1) return found.size < names.length / 2.5 ? depth : 0;
+  for (let depth = 1; depth < 6; depth++) {
+    const sizes = new Map();
+    for (const name of names) {
+      const steps = name.split(".");
+      const part = steps.slice(0, depth).join(".");
+      if (steps.length > depth) sizes.set(part, (sizes.get(part) ?? 0) + 1);
+    }
+    if (!sizes.size || sizes.size > names.length / 2.5) return 0;
+    if (sizes.size > 1 && Math.max(...sizes.values()) < 0.6 * names.length) return depth;
   }
   return 0;
 }

@@ -1,4 +1,4 @@
-import { h, section } from "./dom.js";
+import { dotted, h, section } from "./dom.js";
 import { layerName, percent, plural } from "./format.js";
 import { colourOf } from "./colour.js";
 import { select } from "./state.js";
@@ -27,7 +27,7 @@ function table(report, groups) {
     return h(
       "tr",
       { class: before === after ? "same" : null, onclick: layer ? () => select(layer.name, "groups") : null },
-      h("th", { scope: "row", class: "name" }, report.graph ? h("i", { class: "swatch", style: { background: colourOf(report, number.get(group.name)) } }) : null, layerName(group.name)),
+      h("th", { scope: "row", class: "name" }, report.graph ? h("i", { class: "swatch", style: { background: colourOf(report, number.get(group.name)) } }) : null, dotted(layerName(group.name))),
       h("td", { class: "number" }, before.toLocaleString("en-US")),
       h("td", { class: "number" }, after.toLocaleString("en-US")),
       h("td", { class: "number" }, h("span", { class: "bar width", "aria-hidden": "true" }, h("i", { class: "old", style: { width: "100%" } }), h("i", { class: "new", style: { width: percent(left, 2) } })), percent(left)),

@@ -22,8 +22,10 @@ export function place(graph, aspect) {
   const home = new Map(blocks.flatMap((block, i) => block.map((n) => [n, i])));
   const spots = ranked(graph, blocks, home);
   const ranks = byRank(spots);
-  const columns = broken(graph, ranks, home, aspect);
-  return spread(graph, blocks, spots, columns);
+  const crossing = crossings(graph, ranks, home);
+  const pictures = likely(ranks, aspect).map((columns) => spread(graph, blocks, spots, broken(ranks, crossing, columns)));
+  const scale = (picture) => Math.min(aspect / picture.width, 1 / picture.height);
+  return pictures.reduce((best, picture) => (scale(picture) > scale(best) ? picture : best));
 }
 
 /** Layers that are drawn as one piece: a layer and the norm that alone reads it. */
@@ -31,10 +33,8 @@ function stack(graph) {
   const out = new Map();
   const into = new Map();
   for (const [a, b, direct] of graph.edges) {
-    if (direct) {
-      out.set(a, [...(out.get(a) ?? []), b]);
-      into.set(b, [...(into.get(b) ?? []), a]);
-    }
+    if (direct) out.set(a, [...(out.get(a) ?? []), b]);
+    into.set(b, (into.get(b) ?? 0) + 1);
   }
   const taken = new Set();
   const blocks = [];
@@ -42,11 +42,16 @@ function stack(graph) {
     if (taken.has(n)) return;
     const next = out.get(n) ?? [];
     const follows = next.length === 1 && next[0] > n && isFlat(graph.layers[next[0]]) && !isFlat(layer);
-    const block = follows && into.get(next[0]).length === 1 && !taken.has(next[0]) ? [n, next[0]] : [n];
+    const alone = follows && into.get(next[0]) === 1 && !taken.has(next[0]);
+    const block = alone && parent(layer.name) === parent(graph.layers[next[0]].name) ? [n, next[0]] : [n];
     for (const each of block) taken.add(each);
     blocks.push(block);
   });
   return blocks;
+}
+
+function parent(name) {
+  return name.slice(0, Math.max(0, name.lastIndexOf(".")));
 }
 
 function heightOf(graph, block) {
@@ -85,41 +90,54 @@ function byRank(spots) {
   return ranks;
 }
 
-/** Break ranks into columns where the fewest edges cross, near where the columns would be of one height. */
-function broken(graph, ranks, home, aspect) {
+/** How many edges lead over the gap above each rank. */
+function crossings(graph, ranks, home) {
   const rankOf = new Map(ranks.flatMap((rank, r) => rank.blocks.map((i) => [i, r])));
-  const crossing = new Array(ranks.length + 1).fill(0);
+  const found = new Array(ranks.length + 1).fill(0);
   for (const [a, b, direct] of graph.edges) {
     if (!direct) continue;
     const [low, high] = [rankOf.get(home.get(a)), rankOf.get(home.get(b))].sort((p, q) => p - q);
-    for (let r = low + 1; r <= high; r++) crossing[r] += 1;
+    for (let r = low + 1; r <= high; r++) found[r] += 1;
   }
-  const total = ranks.reduce((sum, rank) => sum + rank.height + SPACE.rank, 0);
-  const widths = ranks.map((rank) => rank.right - rank.left + SPACE.column);
-  const mean = widths.reduce((a, b) => a + b, 0) / widths.length;
-  const wanted = Math.max(1, Math.round(Math.sqrt((total * aspect) / mean)));
-  const goal = total / wanted;
-  const columns = [[]];
-  let height = 0;
-  ranks.forEach((rank, r) => {
-    const here = rank.height + SPACE.rank;
-    if (columns.at(-1).length && columns.length < wanted && height >= 0.8 * goal) {
-      // Look ahead a little for a better place to break.
-      let ahead = height;
-      let best = r;
-      for (let k = r; k < ranks.length && ahead <= 1.2 * goal; k++) {
-        if (crossing[k] < crossing[best]) best = k;
-        ahead += ranks[k].height + SPACE.rank;
-      }
-      if (best === r) {
-        columns.push([]);
-        height = 0;
-      }
-    }
-    columns.at(-1).push(rank);
-    height += here;
-  });
+  return found;
+}
+
+const tall = (ranks) => ranks.reduce((sum, rank) => sum + rank.height + SPACE.rank, 0);
+
+/** Numbers of columns that may fill the proportions best. */
+function likely(ranks, aspect) {
+  const mean = ranks.reduce((sum, rank) => sum + rank.right - rank.left + SPACE.column, 0) / ranks.length;
+  const about = Math.max(1, Math.round(Math.sqrt((tall(ranks) * aspect) / mean)));
+  return [about - 1, about, about + 1].filter((columns) => columns === 1 || (columns > 1 && columns <= ranks.length));
+}
+
+/** Break ranks into columns where the fewest edges cross, near where the columns would be of one height. */
+function broken(ranks, crossing, wanted) {
+  const columns = [];
+  let from = 0;
+  let rest = tall(ranks);
+  for (let left = wanted; left > 0 && from < ranks.length; left--) {
+    const to = left === 1 ? ranks.length : breakAfter(ranks, crossing, from, rest / left);
+    columns.push(ranks.slice(from, to));
+    rest -= tall(ranks.slice(from, to));
+    from = to;
+  }
   return columns;
+}
+
+/** The rank to start the next column with: of those near the goal, the one that the fewest edges lead over. */
+function breakAfter(ranks, crossing, from, goal) {
+  let height = 0;
+  let best = ranks.length;
+  let worth = Infinity;
+  for (let r = from + 1; r < ranks.length; r++) {
+    height += ranks[r - 1].height + SPACE.rank;
+    const away = Math.abs(height - goal) / goal;
+    if (height > 1.2 * goal && best < ranks.length) break;
+    const here = away > 0.2 ? 1e6 * away : crossing[r] + away;
+    if (here < worth) [best, worth] = [r, here];
+  }
+  return best;
 }
 
 function spread(graph, blocks, spots, columns) {

@@ -12,7 +12,7 @@ export function layerList(report) {
       "button",
       { type: "button", tabindex: -1, "data-layer": layer.name, onclick: () => select(layer.name, "list") },
       h("i", { class: "swatch", style: { background: colourOf(report, layer.groups[0]) } }),
-      h("span", { class: "name" }, layerName(layer.name)),
+      h("span", { class: "name", title: layerName(layer.name) }, h("bdi", null, layerName(layer.name))),
       layer.width ? h("span", { class: "width" }, arrow(String(layer.width[0]), String(layer.width[1]))) : null,
     ),
   );

@@ -31,7 +31,7 @@ function arranged(data) {
   return {
     ...report,
     proof: report.proof,
-    summary: data.summary,
+    chosen: data.chosen,
     settings: data.settings,
     plan: data.plan,
     pareto: data.pareto,

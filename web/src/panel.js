@@ -1,6 +1,6 @@
-import { h, responsive } from "./dom.js";
+import { dotted, h, responsive } from "./dom.js";
 import { arrow, exact, layerName, percent, plural, shape, short } from "./format.js";
-import { histogram, legend } from "./charts.js";
+import { histogram, legend, picture } from "./charts.js";
 import { colourOf } from "./colour.js";
 import { select } from "./state.js";
 
@@ -10,7 +10,7 @@ const SHOWN = 8;
 /** What is known about a layer: its shape and cost, its groups, why they are tied, and what was cut of them. */
 export function details(report, name) {
   if (name === null) {
-    return [h("p", { class: "muted" }, "Choose a layer, in the graph or in the list, to see what is cut together with it and why.")];
+    return [h("p", { class: "muted choose" }, "Choose a layer, in the graph or in the list, to see what is cut together with it and why.")];
   }
   const layer = report.byName.get(name);
   const part = report.graph.layers[report.nodeOf.get(name)];
@@ -23,7 +23,7 @@ export function details(report, name) {
   ].filter(Boolean);
   const groups = part ? part.groups : [];
   return [
-    h("h3", { class: "layer-name" }, layerName(name)),
+    h("h3", { class: "layer-name" }, dotted(layerName(name))),
     h("dl", { class: "facts" }, facts.map(([term, value]) => [h("dt", null, term), h("dd", null, value)])),
     groups.length
       ? groups.map((number, i) => group(report, number, name, i))
@@ -37,7 +37,7 @@ function group(report, number, name, position) {
   return h(
     "section",
     { class: "group", "data-group": found.name, "aria-label": `Group ${layerName(found.name)}` },
-    h("h4", null, h("i", { class: "swatch", style: { background: colourOf(report, number) } }), `Group ${layerName(found.name)}`, h("span", { class: "small" }, role)),
+    h("h4", null, h("i", { class: "swatch", style: { background: colourOf(report, number) } }), h("span", null, "Group ", dotted(layerName(found.name))), h("span", { class: "small" }, role)),
     found.pinned ? pinned(found) : cut(found),
     found.scores && !found.pinned ? scores(found) : null,
     h("h5", null, "Cut together"),
@@ -60,6 +60,7 @@ function cut(found) {
   const [before, after] = found.steps;
   const rows = found.rows > 1 ? ` in ${found.rows} rows that lose equally many` : "";
   const units = found.units[0] === before ? "" : `, ${found.units[1].toLocaleString("en-US")} of ${plural(found.units[0], "unit")}${rows}`;
+  if (before === after) return h("p", { class: "why" }, h("b", null, before), `, all stay${units ? ` (${units.slice(2)})` : ""}`);
   return h("p", { class: "why" }, h("b", null, `${before} → ${after}`), ` (${percent(after / before)} left${units})`);
 }
 
@@ -67,15 +68,11 @@ function scores(found) {
   const { go, cut } = found.scores;
   const gone = go.some((count) => count > 0);
   const line = cut !== null ? `; the line is at ${Number(cut.toPrecision(4))}` : gone ? "; each row loses its own weakest, so there is no single line" : "; nothing goes";
-  const inner = (width) => {
-    const chart = histogram(found.scores, width);
-    chart.setAttribute("role", "img");
-    return chart;
-  };
+  const frame = h("div", { class: "chart" });
   return h(
     "figure",
     { class: "scores" },
-    responsive(h("div", { class: "chart" }), inner),
+    responsive(frame, (width) => picture(frame, histogram(found.scores, width))),
     legend(["var(--flops)", "stays"], ["var(--gone)", "goes"]),
     h("figcaption", null, `Importance of each unit${line}.`),
   );
@@ -96,7 +93,7 @@ function members(report, found) {
     return h(
       "li",
       null,
-      known ? h("button", { type: "button", class: "link", onclick: () => select(owner, "panel") }, label) : label,
+      known ? h("button", { type: "button", class: "link", onclick: () => select(owner, "panel") }, dotted(label)) : dotted(label),
       side[member[2]] ? h("span", { class: "small" }, ` ${side[member[2]]}`) : null,
     );
   };

@@ -1,4 +1,4 @@
-import { h, section } from "./dom.js";
+import { dotted, h, section } from "./dom.js";
 import { arrow, exact, layerName, percent, plural, shape, short } from "./format.js";
 import { onSelect, select } from "./state.js";
 
@@ -118,7 +118,7 @@ function row(layer, most) {
     "tr",
     { "data-layer": layer.name, onclick: () => select(layer.name, "table") },
     h("td", { class: "number muted" }, layer.order + 1),
-    h("th", { scope: "row", class: "name" }, layerName(layer.name), layer.op ? h("span", { class: "op" }, layer.op) : null),
+    h("th", { scope: "row", class: "name" }, dotted(layerName(layer.name)), layer.op ? h("span", { class: "op" }, layer.op) : null),
     h("td", { class: "number shape" }, arrow(shape(layer.shape[0]), shape(layer.shape[1]))),
     pair(layer.flops, most.flops, "flops"),
     pair(layer.params, most.params, "params"),
