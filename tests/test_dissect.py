@@ -49,8 +49,8 @@ def dissected(model: nn.Module, x: Any, **budget: Any) -> tuple[Any, Any, surgeo
 CASES = {
     "residual": (Residual, lambda: image(), {"ratio": 0.5}),
     "columns": (Attention, lambda: torch.randn(1, 6, 5), {"ratio": 0.5}),
-    "rows": (Attention, lambda: torch.randn(1, 6, 5), {"ratio": 0.4, "heads": True}),
-    "rows and columns": (Attention, lambda: torch.randn(1, 6, 5), {"ratio": 0.4, "heads": "both"}),
+    "rows": (Attention, lambda: torch.randn(1, 6, 5), {"ratio": 0.4, "scope": "local", "heads": True}),
+    "rows and columns": (Attention, lambda: torch.randn(1, 6, 5), {"ratio": 0.4, "scope": "local", "heads": "both"}),
 }
 
 
@@ -74,7 +74,7 @@ def test_what_is_gone_is_what_the_plan_removes(case: str) -> None:
 
 
 def test_a_head_that_goes_takes_its_columns_along() -> None:
-    _, _, plan, anatomy = dissected(Attention(), torch.randn(1, 6, 5), ratio=0.4, heads=True)
+    _, _, plan, anatomy = dissected(Attention(), torch.randn(1, 6, 5), ratio=0.4, scope="local", heads=True)
     removed = {cut.name: cut.removed for cut in plan.groups}
     heads = next(g for g in anatomy.groups if g.units == 3)
     columns = next(g for g in anatomy.groups if g.units == 24)

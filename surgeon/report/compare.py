@@ -37,15 +37,16 @@ def compare(
     method = plan.method if plan is not None else "forward"
     before, after = counts or tuple(count_flops(m, example_inputs, method=method) for m in (model, small))
     memory = plan.totals.get("memory", (None, None)) if plan is not None else (None, None)
+    rows = _rows(model, small, before, after)
     return Report(
         _totals(model, before, memory[0]),
         _totals(small, after, memory[1]),
-        _rows(model, small, before, after),
+        rows,
         model=type(model).__name__,
         uncounted=tuple(sorted(after.uncounted)),
         note=before.failed or after.failed,
         out_of_reach=plan.out_of_reach if plan is not None else {},
-        groups=tuple(GroupRow(g.name, (g.size, g.size - g.removed), g.layers) for g in plan.groups) if plan else (),
+        groups=_groups(plan, [row.name for row in rows]) if plan is not None else (),
         pins=plan.pins if plan is not None else {},
         plan=plan,
         proof=proof,
@@ -67,6 +68,15 @@ def _rows(model: nn.Module, small: nn.Module, before: Count, after: Count) -> tu
             flops = (_own_flops(model, name, before), _own_flops(small, name, after))
             rows.append(LayerRow(name, shapes, flops, params, type(module).__name__))
     return tuple(rows)
+
+
+def _groups(plan: Plan, order: list[str]) -> tuple[GroupRow, ...]:
+    """Return a row per group, with its layers in the order of the model."""
+    place = {name: i for i, name in enumerate(order)}
+    return tuple(
+        GroupRow(g.name, (g.size, g.size - g.removed), tuple(sorted(g.layers, key=lambda n: place.get(n, len(place)))))
+        for g in plan.groups
+    )
 
 
 def _own_flops(model: nn.Module, name: str, count: Count) -> float:

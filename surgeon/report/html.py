@@ -73,7 +73,7 @@ def page(report: Report, pareto: Any = None, sensitivity: Any = None) -> str:
         policy=POLICY.format(script=digest),
         title=escape(f"{report.model or 'Model'}: surgery report"),
         style=style,
-        text=escape(str(report)),
+        text=escape(report.text(layers=None, width=100, ascii_only=False)),
         payload=inert(payload(report, pareto, sensitivity)),
         licences=inert(licences),
         script=script,

@@ -14,7 +14,7 @@ from surgeon.plan.plan import Plan
 from surgeon.report.document import document, read, written
 from surgeon.report.html import table, to_html
 from surgeon.report.records import Environment, GroupRow, Latency, LayerRow, Totals
-from surgeon.report.text import rendered
+from surgeon.report.text import LAYERS, WIDTH, plain, rendered
 from surgeon.verify.verify import Proof
 
 if TYPE_CHECKING:
@@ -108,14 +108,26 @@ class Report:
     def _repr_html_(self) -> str:
         return table(self)
 
+    def text(self, *, layers: int | None = LAYERS, width: int = WIDTH, ascii_only: bool | None = None) -> str:
+        """Return what a terminal shows, without colours.
+
+        Parameters
+        ----------
+        layers : rows of layers at most, the largest ones, and half as many groups; None for all
+        width : cells per line
+        ascii_only : without arrows and blocks; by default where standard output can't show them
+
+        Examples
+        --------
+        >>> print(result.report.text(layers=None, width=120))
+        """
+        return plain(self, width, layers, ascii_only)
+
     def __rich_console__(self, console: Console, options: ConsoleOptions) -> Iterator[RenderableType]:
-        yield from rendered(self, options)
+        yield from rendered(self, console, options)
 
     def __str__(self) -> str:
-        console = Console(width=80, color_system=None)
-        with console.capture() as captured:
-            console.print(self)
-        return captured.get()
+        return self.text()
 
     def __repr__(self) -> str:
         return f"Report({self.model}: {self.before} -> {self.after})"

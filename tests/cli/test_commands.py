@@ -101,7 +101,7 @@ def test_report_counts_both(surgeon: Surgeon, small: Path) -> None:
     assert (told["before"]["flops"], told["after"]["flops"]) == plan.totals["flops"]
     assert told["compression_ratio"] == plan.totals["params"][0] / plan.totals["params"][1]
     assert [layer["name"] for layer in told["layers"]] == ["first", "second", "head"]
-    assert "8x3x3x3 -> 4x3x3x3" in surgeon("report", *NET, small).stdout
+    assert "8→4 3 3x3" in surgeon("report", *NET, small).stdout
 
 
 @pytest.mark.parametrize("command", ["verify", "report", "bench"])

@@ -19,6 +19,7 @@ from hypothesis import given
 from torchvision.models.vgg import cfgs, make_layers
 
 import surgeon
+from surgeon.report import compare
 from surgeon.report.html import inert, page, payload, unimplied
 from surgeon.verify import count_flops
 from tests.nets import Residual, image
@@ -165,7 +166,7 @@ def test_the_vgg_picture() -> None:
     model = make_layers(cfgs["D"])  # VGG-16 without its head, which is most of its weights
     x = torch.randn(1, 3, 224, 224)
     count = count_flops(model, x)
-    rows = payload(surgeon.compare(model, model, x, counts=(count, count)))["report"]["layers"]
+    rows = payload(compare(model, model, x, counts=(count, count)))["report"]["layers"]
     widths = (64, 64, 128, 128, 256, 256, 256, 512, 512, 512, 512, 512, 512)
     sides = (224, 224, 112, 112, 56, 56, 56, 28, 28, 28, 14, 14, 14)
     by_hand = [(9 * i * o * side**2, 9 * i * o + o) for i, o, side in zip((3, *widths), widths, sides)]

@@ -54,10 +54,7 @@ def test_non_zero_weights_are_counted_apart(result: surgeon.Result) -> None:
     assert sparse.after.flops == dense.after.flops
 
 
-def test_text_and_json(result: surgeon.Result) -> None:
-    text = str(result.report)
-    assert "conv1" in text and "12x8x3x3 -> 6x4x3x3" in text and "theoretical speed-up" in text
-    assert max(map(len, text.splitlines())) <= 100
+def test_json(result: surgeon.Result) -> None:
     data = json.loads(result.report.to_json(), parse_constant=pytest.fail)
     assert data["after"]["params"] == result.report.after.params
     assert data["compression_ratio"] == result.report.compression_ratio
