@@ -104,6 +104,14 @@ def test_report_counts_both(surgeon: Surgeon, small: Path) -> None:
     assert "8→4 3 3x3" in surgeon("report", *NET, small).stdout
 
 
+def test_report_writes_a_page(surgeon: Surgeon, small: Path) -> None:
+    surgeon("report", *NET, small, "--html", "report.html")
+    text = Path("report.html").read_text(encoding="utf-8")
+    assert "<title>Net: surgery report</title>" in text and '"name":"second"' in text
+    assert "exists" in refused(surgeon, "report", *NET, small, "--html", "report.html")
+    surgeon("report", *NET, small, "--html", "report.html", "--force")
+
+
 @pytest.mark.parametrize("command", ["verify", "report", "bench"])
 def test_a_small_model_that_is_not_there(surgeon: Surgeon, command: str) -> None:
     assert "nowhere" in refused(surgeon, command, *NET, "nowhere")
