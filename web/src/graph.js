@@ -78,14 +78,17 @@ function draw(report, canvas, all, [closer, farther, fit]) {
   // Implied edges into another column cross everything in between: they are shown for the selected layer.
   const beside = (e) => !e.direct && picture.nodes[e.a].column === picture.nodes[e.b].column;
 
+  const drawn = (some) => some.map((e) => route(picture, e.a, e.b, e.direct)).join("");
+  const showImplied = () => skip.replaceChildren(s("path", { d: drawn(edges.filter(beside)) }));
+
   const build = (aspect = null) => {
     const box = canvas.getBoundingClientRect();
     if (aspect === null && (box.width < 40 || box.height < 40)) return false;
     picture = place(graph, aspect ?? box.width / box.height);
     nodes = graph.layers.map((layer, n) => node(report, layer, picture.nodes[n]));
-    edges = graph.edges.map(([a, b, direct]) => ({ a, b, direct, d: route(picture, a, b, direct) }));
-    const plain = s("path", { class: "edges", d: edges.filter((e) => e.direct).map((e) => e.d).join("") });
-    skip.replaceChildren(s("path", { d: edges.filter(beside).map((e) => e.d).join("") }));
+    edges = graph.edges.map(([a, b, direct]) => ({ a, b, direct }));
+    const plain = s("path", { class: "edges", d: drawn(edges.filter((e) => e.direct)) });
+    if (all.checked) showImplied();
     const [regions, names] = parts(graph, picture);
     scene.replaceChildren(regions, skip, plain, s("g", { class: "nodes" }, nodes), lit, names);
     return true;
@@ -131,7 +134,7 @@ function draw(report, canvas, all, [closer, farther, fit]) {
       element.classList.toggle("near", reads.some((g) => graph.layers[n].groups[0] === g));
     });
     const near = edges.filter((e) => e.a === number || e.b === number);
-    lit.replaceChildren(s("path", { d: near.map((e) => e.d).join("") }));
+    lit.replaceChildren(s("path", { d: drawn(near) }));
     if (number >= 0 && from !== "graph") bring(number);
   };
 
@@ -147,9 +150,7 @@ function draw(report, canvas, all, [closer, farther, fit]) {
     else return;
     event.preventDefault();
   });
-  const edgesShown = () => skip.classList.toggle("off", !all.checked);
-  all.addEventListener("change", edgesShown);
-  edgesShown();
+  all.addEventListener("change", () => (all.checked ? showImplied() : skip.replaceChildren()));
 
   let before = null;
   // Layouts take a moment for a thousand layers: the page is shown first.

@@ -2,6 +2,7 @@
 // columns, as a newspaper breaks its text, so that a deep network fills the picture instead of a thread through it.
 
 import { Graph, layout as dagre } from "@dagrejs/dagre";
+import { curveMonotoneY, line } from "d3-shape";
 
 export const NODE = { width: 196, tall: 40, flat: 22, gap: 2 };
 const SPACE = { rank: 20, node: 16, column: 58, pad: 26 };
@@ -14,18 +15,20 @@ export function isFlat(layer) {
 /**
  * Place the layers of a graph in a picture of about the given proportions, `aspect` = width / height.
  *
- * Returns `{nodes: [{x, y, width, height, column}], columns: [{x, top, bottom, width}], width, height}`, nodes by number,
- * `x` and `y` their upper left corners.
+ * Returns `{nodes: [{x, y, width, height, column}], columns: [{x, top, bottom, width}], width, height, bends}`, nodes by
+ * number, `x` and `y` their upper left corners, and by edge the points that it bends through to pass other layers.
  */
 export function place(graph, aspect) {
   const blocks = stack(graph);
   const home = new Map(blocks.flatMap((block, i) => block.map((n) => [n, i])));
-  const spots = ranked(graph, blocks, home);
-  const ranks = byRank(spots);
-  const crossing = crossings(graph, ranks, home);
-  const pictures = likely(ranks, aspect).map((columns) => spread(graph, blocks, spots, broken(ranks, crossing, columns)));
+  const heights = blocks.map((block) => heightOf(graph, block));
+  const edges = forward(graph, home);
+  const { ranks, bends } = ranked(heights, edges);
+  const crossing = crossings(edges, ranks);
+  const pictures = likely(ranks, aspect).map((columns) => spread(graph, blocks, heights, broken(ranks, crossing, columns)));
   const scale = (picture) => Math.min(aspect / picture.width, 1 / picture.height);
-  return pictures.reduce((best, picture) => (scale(picture) > scale(best) ? picture : best));
+  const best = pictures.reduce((a, b) => (scale(b) > scale(a) ? b : a));
+  return { ...best, bends: bent(graph, home, bends, ranks, best) };
 }
 
 /** Layers that are drawn as one piece: a layer and the norm that alone reads it. */
@@ -58,48 +61,106 @@ function heightOf(graph, block) {
   return block.reduce((sum, n) => sum + (isFlat(graph.layers[n]) ? NODE.flat : NODE.tall), NODE.gap * (block.length - 1));
 }
 
-function ranked(graph, blocks, home) {
+/** The edges between blocks that decide where they are: those that no longer path implies, with the order of layers. */
+function forward(graph, home) {
+  const found = new Map();
+  for (const [a, b, direct] of graph.edges) {
+    const [from, to] = [home.get(a), home.get(b)];
+    if (direct && from < to) found.set(`${from} ${to}`, [from, to]);
+  }
+  return [...found.values()];
+}
+
+/**
+ * Ranks from top to bottom, `[{blocks: [{i, x}], height, left, right}]`, `x` the middle of a block.
+ *
+ * Blocks that no edge leads past are waists: what lies between two of them is laid out alone, so that a deep network
+ * costs no more than its parts.
+ */
+function ranked(heights, edges) {
+  const past = new Array(heights.length + 1).fill(0);
+  for (const [a, b] of edges) {
+    past[a + 1] += 1;
+    past[b] -= 1;
+  }
+  let over = 0;
+  const waist = heights.map((_, i) => (over += past[i]) === 0);
+  const found = { ranks: [], bends: new Map(), placed: new Set() };
+  for (let i = 0; i < heights.length; i++) {
+    if (waist[i]) {
+      if (!found.placed.has(i)) add(found, [{ i, x: 0 }], heights);
+      continue;
+    }
+    // Nothing leads past the first block or past the last one: there is a waist on both sides.
+    const end = waist.indexOf(true, i);
+    part(i - 1, end, heights, edges, found);
+    i = end - 1;
+  }
+  return found;
+}
+
+function add(found, blocks, heights) {
+  for (const { i } of blocks) found.placed.add(i);
+  const middles = blocks.map(({ x }) => x);
+  const [left, right] = [Math.min(...middles) - NODE.width / 2, Math.max(...middles) + NODE.width / 2];
+  found.ranks.push({ blocks, left, right, height: Math.max(...blocks.map(({ i }) => heights[i])) });
+}
+
+/** Add the ranks from one waist to the next; where dagre can't lay them out, each block is a rank. */
+function part(first, last, heights, edges, found) {
   const drawn = new Graph();
   drawn.setGraph({ rankdir: "TB", nodesep: SPACE.node, ranksep: SPACE.rank, ranker: "longest-path" });
   drawn.setDefaultEdgeLabel(() => ({}));
-  blocks.forEach((block, i) => drawn.setNode(String(i), { width: NODE.width, height: heightOf(graph, block) }));
-  for (const [a, b, direct] of graph.edges) {
-    if (direct && a < b && home.get(a) !== home.get(b)) drawn.setEdge(String(home.get(a)), String(home.get(b)));
+  for (let i = first; i <= last; i++) drawn.setNode(String(i), { width: NODE.width, height: heights[i] });
+  const inside = edges.filter(([a, b]) => a >= first && b <= last);
+  for (const [a, b] of inside) drawn.setEdge(String(a), String(b));
+  try {
+    dagre(drawn);
+  } catch {
+    for (let i = first + 1; i < last; i++) add(found, [{ i, x: 0 }], heights);
+    return;
   }
-  dagre(drawn);
-  return blocks.map((block, i) => {
-    const { x, y, width, height } = drawn.node(String(i));
-    return { x: x - width / 2, y, width, height };
-  });
-}
-
-/** Blocks of one height of dagre's are a rank. */
-function byRank(spots) {
-  const order = spots.map((_, i) => i).sort((a, b) => spots[a].y - spots[b].y || spots[a].x - spots[b].x);
-  const ranks = [];
-  for (const i of order) {
-    const last = ranks.at(-1);
-    if (last && Math.abs(spots[last.blocks[0]].y - spots[i].y) < 1) last.blocks.push(i);
-    else ranks.push({ blocks: [i] });
+  const rowOf = (point) => Math.round(point.y);
+  const rows = new Map();
+  for (let i = first; i <= last; i++) {
+    const node = drawn.node(String(i));
+    rows.set(rowOf(node), [...(rows.get(rowOf(node)) ?? []), { i, x: node.x }]);
   }
-  for (const rank of ranks) {
-    rank.height = Math.max(...rank.blocks.map((i) => spots[i].height));
-    rank.left = Math.min(...rank.blocks.map((i) => spots[i].x));
-    rank.right = Math.max(...rank.blocks.map((i) => spots[i].x + spots[i].width));
+  const levels = [...rows.keys()].sort((a, b) => a - b);
+  // A waist that shares its rank, such as one of two inputs, is of the part; the one above stands there already.
+  if (rows.get(levels[0]).length > 1 && found.ranks.at(-1)?.blocks.every(({ i }) => i === first)) {
+    found.ranks.pop();
+    found.placed.delete(first);
   }
-  return ranks;
+  const below = rows.get(levels.at(-1)).length === 1;
+  const mine = ({ i }) => !found.placed.has(i) && !(i === last && below);
+  const middles = [...rows.values()].flat().filter(mine).map(({ x }) => x);
+  const middle = (Math.min(...middles) + Math.max(...middles)) / 2;
+  const number = new Map();
+  for (const level of levels) {
+    const row = rows.get(level).filter(mine);
+    if (!row.length) continue;
+    number.set(level, found.ranks.length);
+    add(found, row.map(({ i, x }) => ({ i, x: x - middle })).sort((p, q) => p.x - q.x), heights);
+  }
+  for (const [a, b] of inside) {
+    const ends = [a, b].map((i) => rowOf(drawn.node(String(i))));
+    const passed = drawn.edge(String(a), String(b)).points.filter((p) => number.has(rowOf(p)) && !ends.includes(rowOf(p)));
+    if (passed.length) found.bends.set(`${a} ${b}`, passed.map((p) => ({ rank: number.get(rowOf(p)), x: p.x - middle })));
+  }
 }
 
 /** How many edges lead over the gap above each rank. */
-function crossings(graph, ranks, home) {
-  const rankOf = new Map(ranks.flatMap((rank, r) => rank.blocks.map((i) => [i, r])));
-  const found = new Array(ranks.length + 1).fill(0);
-  for (const [a, b, direct] of graph.edges) {
-    if (!direct) continue;
-    const [low, high] = [rankOf.get(home.get(a)), rankOf.get(home.get(b))].sort((p, q) => p - q);
-    for (let r = low + 1; r <= high; r++) found[r] += 1;
+function crossings(edges, ranks) {
+  const rankOf = new Map(ranks.flatMap((rank, r) => rank.blocks.map(({ i }) => [i, r])));
+  const steps = new Array(ranks.length + 2).fill(0);
+  for (const [a, b] of edges) {
+    const [low, high] = [rankOf.get(a), rankOf.get(b)].sort((p, q) => p - q);
+    steps[low + 1] += 1;
+    steps[high + 1] -= 1;
   }
-  return found;
+  let over = 0;
+  return steps.map((step) => (over += step));
 }
 
 const tall = (ranks) => ranks.reduce((sum, rank) => sum + rank.height + SPACE.rank, 0);
@@ -140,7 +201,7 @@ function breakAfter(ranks, crossing, from, goal) {
   return best;
 }
 
-function spread(graph, blocks, spots, columns) {
+function spread(graph, blocks, heights, columns) {
   const nodes = new Array(graph.layers.length);
   const found = [];
   let x = SPACE.pad;
@@ -148,25 +209,41 @@ function spread(graph, blocks, spots, columns) {
   columns.forEach((ranks, c) => {
     const left = Math.min(...ranks.map((rank) => rank.left));
     const right = Math.max(...ranks.map((rank) => rank.right));
+    const middles = new Map();
     let y = SPACE.pad;
     for (const rank of ranks) {
-      for (const i of rank.blocks) {
-        let top = y + (rank.height - spots[i].height) / 2;
+      middles.set(rank, y + rank.height / 2);
+      for (const { i, x: middle } of rank.blocks) {
+        let top = y + (rank.height - heights[i]) / 2;
         for (const n of blocks[i]) {
           const height = isFlat(graph.layers[n]) ? NODE.flat : NODE.tall;
-          nodes[n] = { x: x + spots[i].x - left, y: top, width: NODE.width, height, column: c };
+          nodes[n] = { x: x + middle - NODE.width / 2 - left, y: top, width: NODE.width, height, column: c };
           top += height + NODE.gap;
         }
       }
       y += rank.height + SPACE.rank;
     }
-    found.push({ x, width: right - left, top: SPACE.pad, bottom: y - SPACE.rank });
+    found.push({ x, left, middles, width: right - left, bottom: y - SPACE.rank });
     bottom = Math.max(bottom, y - SPACE.rank);
     x += right - left + SPACE.column;
   });
-  for (const column of found) column.end = bottom;
   return { nodes, columns: found, width: x - SPACE.column + SPACE.pad + 10, height: bottom + SPACE.pad };
 }
+
+/** Where edges bend in the picture, by edge between layers: only those that stay in one column. */
+function bent(graph, home, bends, ranks, picture) {
+  const found = new Map();
+  for (const [a, b, direct] of graph.edges) {
+    const points = direct ? bends.get(`${home.get(a)} ${home.get(b)}`) : null;
+    const column = picture.columns[picture.nodes[a].column];
+    if (!points || picture.nodes[b].column !== picture.nodes[a].column) continue;
+    if (!points.every((p) => column.middles.has(ranks[p.rank]))) continue;
+    found.set(`${a} ${b}`, points.map((p) => [column.x + p.x - column.left, column.middles.get(ranks[p.rank])]));
+  }
+  return found;
+}
+
+const curve = line().curve(curveMonotoneY);
 
 /** The path of an edge: straight down, around to the next column, or, where a longer path implies it, beside the column. */
 export function route(picture, a, b, direct) {
@@ -175,6 +252,8 @@ export function route(picture, a, b, direct) {
   if (!direct || (p.column === q.column && q.y <= p.y)) return bow(picture, p, q);
   if (p.column === q.column) {
     const [y0, y1] = [p.y + p.height, q.y];
+    const points = picture.bends.get(`${a} ${b}`);
+    if (points) return curve([[px, y0], ...points, [qx, y1]]);
     if (Math.abs(px - qx) < 1) return `M${px},${y0}V${y1}`;
     const middle = (y0 + y1) / 2;
     return `M${px},${y0}C${px},${middle} ${qx},${middle} ${qx},${y1}`;
