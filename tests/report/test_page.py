@@ -54,6 +54,29 @@ class Tower(nn.Module):
         return self.head(x.mean((2, 3)))
 
 
+class Branches(nn.Module):
+    """Three modules of three branches each, whose results are concatenated."""
+
+    def __init__(self, width: int = 4) -> None:
+        super().__init__()
+        self.stem = nn.Conv2d(3, 3 * width, 1)
+        self.inception = nn.ModuleList(
+            nn.ModuleList(nn.Sequential(nn.Conv2d(3 * width, width, 1), *self.more(width, n)) for n in range(3))
+            for _ in range(3)
+        )
+        self.head = nn.Linear(3 * width, 5)
+
+    @staticmethod
+    def more(width: int, layers: int) -> list[nn.Module]:
+        return [nn.Conv2d(width, width, 3, padding=1) for _ in range(layers)]
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.stem(x)
+        for module in self.inception:
+            x = torch.cat([branch(x) for branch in module], 1)
+        return self.head(x.mean((2, 3)))
+
+
 class Hostile(nn.Module):
     """Layers whose names are markup."""
 
@@ -266,8 +289,32 @@ def test_the_graph_has_every_layer(made: SimpleNamespace, opened: Open) -> None:
 
 
 def test_fifty_layers_are_readable(made: SimpleNamespace, opened: Open) -> None:
-    page = opened(made.tower)
     assert len(made.tower.anatomy.layers) == 50
+    _check_readable(opened(made.tower), 50)
+
+
+def test_branches_do_not_overlap(opened: Open) -> None:
+    report = surgeon.prune(Branches(), image(), ratio=0.5).report
+    page = opened(report)
+    _check_readable(page, 20)
+    # Two concatenations that three branches read; the last one has one reader, and needs none.
+    assert page.locator("#graph-canvas .junction").count() == 2
+
+
+def test_deep_graphs_are_drawn(made: SimpleNamespace, opened: Open) -> None:
+    """Two towers of 800 layers side by side, which no layer joins before the end."""
+    part = made.small.anatomy.layers[0]
+    names = ["stem", *(f"{side}.{i}" for i in range(800) for side in "ab"), "head"]
+    edges = [(0, 1), (0, 2), *((n, n + 2) for n in range(1, 1599)), (1599, 1601), (1600, 1601)]
+    layers = tuple(replace(part, name=name) for name in names)
+    page = opened(replace(made.small, anatomy=replace(made.small.anatomy, layers=layers, edges=tuple(edges))))
+    assert page.locator("#graph-canvas .node").count() == 1602
+    boxes = page.eval_on_selector_all("#graph-canvas .node", "nodes => nodes.map(n => n.getAttribute('transform'))")
+    assert len(set(boxes)) == 1602
+
+
+def _check_readable(page: Any, layers: int) -> None:
+    """All layers are in view, with their names, in print that can be read, and nothing covers anything."""
     found = page.eval_on_selector_all(
         "#graph-canvas .node",
         """nodes => nodes.map(n => {
@@ -277,7 +324,7 @@ def test_fifty_layers_are_readable(made: SimpleNamespace, opened: Open) -> None:
         })""",
     )
     canvas = page.locator("#graph-canvas").bounding_box()
-    assert len(found) == 50
+    assert len(found) == layers
     for box, *texts in found:
         assert box[0] >= canvas["x"] and box[2] <= canvas["x"] + canvas["width"]
         assert box[1] >= canvas["y"] and box[3] <= canvas["y"] + canvas["height"]
@@ -304,7 +351,6 @@ def test_a_click_shows_the_group(made: SimpleNamespace, opened: Open) -> None:
     for line in made.graph.explain("conv2").splitlines():
         tied, together = line.partition("tied by ")[2], line.partition("cut together with ")[2]
         assert tied in details(page) and together in details(page)
-    # Of two groups, each unit is a bar's worth of height, and the line stands where the record says.
     assert f"the line is at {stem.scores.cut:.4g}" in text
     assert groups.first.locator("svg text", has_text=re.compile("^cut$")).count() == 1
     assert page.locator('#layer-table tr.selected[data-layer="conv2"]').count() == 1

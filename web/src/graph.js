@@ -34,7 +34,7 @@ export function dependencyGraph(report) {
   all.checked = implied <= IMPLIED;
   const button = (text, label) => h("button", { type: "button", class: "plain", "aria-label": label, title: label }, text);
   const buttons = [button("+", "Zoom in"), button("−", "Zoom out"), button("Fit", "Fit the graph into view")];
-  canvas.style.setProperty("--height", `${Math.min(780, Math.max(380, 200 + 16 * graph.layers.length))}px`);
+  canvas.style.setProperty("--height", `${Math.min(780, Math.max(380, 260 + 20 * graph.layers.length))}px`);
   draw(report, canvas, all, buttons);
   onSelect((name) => panel.replaceChildren(...details(report, name).flat(Infinity)));
   panel.replaceChildren(...details(report, null));
@@ -90,7 +90,8 @@ function draw(report, canvas, all, [closer, farther, fit]) {
     const plain = s("path", { class: "edges", d: drawn(edges.filter((e) => e.direct)) });
     if (all.checked) showImplied();
     const [regions, names] = parts(graph, picture);
-    scene.replaceChildren(regions, skip, plain, s("g", { class: "nodes" }, nodes), lit, names);
+    const meet = picture.junctions.map(({ x, y, height }) => s("circle", { class: "junction", cx: x, cy: y + height / 2, r: 3 }));
+    scene.replaceChildren(regions, skip, plain, s("g", null, meet), s("g", { class: "nodes" }, nodes), lit, names);
     return true;
   };
   svg.addEventListener("click", (event) => {

@@ -7,6 +7,9 @@ import { curveMonotoneY, line } from "d3-shape";
 export const NODE = { width: 196, tall: 40, flat: 22, gap: 2 };
 const SPACE = { rank: 20, node: 16, column: 58, pad: 26 };
 
+// Blocks between two waists beyond which ranks are found without dagre, which takes a second for five hundred.
+const LARGE = 200;
+
 /** A norm, or another layer that only scales what it is given: drawn flat, and right below the layer that it belongs to. */
 export function isFlat(layer) {
   return /norm/.test(layer.op);
@@ -15,20 +18,67 @@ export function isFlat(layer) {
 /**
  * Place the layers of a graph in a picture of about the given proportions, `aspect` = width / height.
  *
- * Returns `{nodes: [{x, y, width, height, column}], columns: [{x, top, bottom, width}], width, height, bends}`, nodes by
- * number, `x` and `y` their upper left corners, and by edge the points that it bends through to pass other layers.
+ * Returns `nodes`, by number `{x, y, width, height, column}` with their upper left corners, `width` and `height` of the
+ * picture, `junctions`, where edges meet, and what `route` needs.
  */
 export function place(graph, aspect) {
-  const blocks = stack(graph);
-  const home = new Map(blocks.flatMap((block, i) => block.map((n) => [n, i])));
+  const layers = stack(graph);
+  const { blocks, edges, via, home } = joined(layers, forward(graph, homes(layers)));
   const heights = blocks.map((block) => heightOf(graph, block));
-  const edges = forward(graph, home);
   const { ranks, bends } = ranked(heights, edges);
   const crossing = crossings(edges, ranks);
   const pictures = likely(ranks, aspect).map((columns) => spread(graph, blocks, heights, broken(ranks, crossing, columns)));
   const scale = (picture) => Math.min(aspect / picture.width, 1 / picture.height);
   const best = pictures.reduce((a, b) => (scale(b) > scale(a) ? b : a));
-  return { ...best, bends: bent(graph, home, bends, ranks, best) };
+  const junctions = blocks.flatMap((block, i) => (block.length ? [] : [best.boxes[i]]));
+  return { ...best, home, via, junctions, bends: bent(bends, ranks, best) };
+}
+
+function homes(blocks) {
+  return new Map(blocks.flatMap((block, i) => block.map((n) => [n, i])));
+}
+
+/**
+ * Put a junction, a block without layers, where several blocks read the same several others, as behind a concatenation:
+ * a few edges in place of all pairs.
+ *
+ * Returns the blocks with their junctions, the edges between them, and by pair of blocks the junction in between.
+ */
+function joined(blocks, edges) {
+  const sources = new Map();
+  for (const [a, b] of edges) sources.set(b, [...(sources.get(b) ?? []), a]);
+  const readers = new Map();
+  for (const [b, from] of sources) {
+    const key = from.sort((p, q) => p - q).join(" ");
+    readers.set(key, [...(readers.get(key) ?? []), b]);
+  }
+  const bundles = [...readers.values()].map((to) => ({ to, from: sources.get(to[0]) }));
+  const found = bundles.filter(({ to, from }) => to.length > 1 && from.length > 1 && Math.max(...from) < Math.min(...to));
+  // A junction comes right before the first of its readers.
+  const before = new Map();
+  for (const bundle of found) {
+    const first = Math.min(...bundle.to);
+    before.set(first, [...(before.get(first) ?? []), bundle]);
+  }
+  const all = [];
+  const number = [];
+  blocks.forEach((block, i) => {
+    for (const bundle of before.get(i) ?? []) {
+      bundle.number = all.length;
+      all.push([]);
+    }
+    number[i] = all.length;
+    all.push(block);
+  });
+  const via = new Map();
+  for (const { from, to, number: junction } of found) {
+    for (const a of from) for (const b of to) via.set(`${number[a]} ${number[b]}`, junction);
+  }
+  const kept = edges.map(([a, b]) => [number[a], number[b]]).filter(([a, b]) => !via.has(`${a} ${b}`));
+  for (const bundle of found) {
+    kept.push(...bundle.from.map((a) => [number[a], bundle.number]), ...bundle.to.map((b) => [bundle.number, number[b]]));
+  }
+  return { blocks: all, edges: kept, via, home: homes(all) };
 }
 
 /** Layers that are drawn as one piece: a layer and the norm that alone reads it. */
@@ -58,6 +108,7 @@ function parent(name) {
 }
 
 function heightOf(graph, block) {
+  if (!block.length) return 4;
   return block.reduce((sum, n) => sum + (isFlat(graph.layers[n]) ? NODE.flat : NODE.tall), NODE.gap * (block.length - 1));
 }
 
@@ -106,24 +157,43 @@ function add(found, blocks, heights) {
   found.ranks.push({ blocks, left, right, height: Math.max(...blocks.map(({ i }) => heights[i])) });
 }
 
-/** Add the ranks from one waist to the next; where dagre can't lay them out, each block is a rank. */
-function part(first, last, heights, edges, found) {
+/** Where dagre puts the blocks from one waist to the next: their middles, and the points of the edges between them. */
+function drawnByDagre(first, last, heights, edges) {
   const drawn = new Graph();
   drawn.setGraph({ rankdir: "TB", nodesep: SPACE.node, ranksep: SPACE.rank, ranker: "longest-path" });
   drawn.setDefaultEdgeLabel(() => ({}));
   for (let i = first; i <= last; i++) drawn.setNode(String(i), { width: NODE.width, height: heights[i] });
-  const inside = edges.filter(([a, b]) => a >= first && b <= last);
-  for (const [a, b] of inside) drawn.setEdge(String(a), String(b));
-  try {
-    dagre(drawn);
-  } catch {
-    for (let i = first + 1; i < last; i++) add(found, [{ i, x: 0 }], heights);
-    return;
+  for (const [a, b] of edges) drawn.setEdge(String(a), String(b));
+  dagre(drawn);
+  return { at: (i) => drawn.node(String(i)), points: (a, b) => drawn.edge(String(a), String(b)).points };
+}
+
+/** The same for parts that dagre would take seconds for: ranks by longest path, blocks in their order. */
+function drawnByOrder(first, last, edges) {
+  const depth = new Map();
+  const row = new Map();
+  const sources = new Map();
+  for (const [a, b] of edges) sources.set(b, [...(sources.get(b) ?? []), a]);
+  for (let i = first; i <= last; i++) {
+    const y = 1 + Math.max(-1, ...(sources.get(i) ?? []).map((a) => depth.get(a)));
+    depth.set(i, y);
+    row.set(y, [...(row.get(y) ?? []), i]);
   }
+  const x = (i) => {
+    const beside = row.get(depth.get(i));
+    return (beside.indexOf(i) - (beside.length - 1) / 2) * (NODE.width + SPACE.node);
+  };
+  return { at: (i) => ({ x: x(i), y: depth.get(i) }), points: () => [] };
+}
+
+/** Add the ranks from one waist to the next. */
+function part(first, last, heights, edges, found) {
+  const inside = edges.filter(([a, b]) => a >= first && b <= last);
+  const drawn = last - first > LARGE ? drawnByOrder(first, last, inside) : drawnByDagre(first, last, heights, inside);
   const rowOf = (point) => Math.round(point.y);
   const rows = new Map();
   for (let i = first; i <= last; i++) {
-    const node = drawn.node(String(i));
+    const node = drawn.at(i);
     rows.set(rowOf(node), [...(rows.get(rowOf(node)) ?? []), { i, x: node.x }]);
   }
   const levels = [...rows.keys()].sort((a, b) => a - b);
@@ -144,8 +214,8 @@ function part(first, last, heights, edges, found) {
     add(found, row.map(({ i, x }) => ({ i, x: x - middle })).sort((p, q) => p.x - q.x), heights);
   }
   for (const [a, b] of inside) {
-    const ends = [a, b].map((i) => rowOf(drawn.node(String(i))));
-    const passed = drawn.edge(String(a), String(b)).points.filter((p) => number.has(rowOf(p)) && !ends.includes(rowOf(p)));
+    const ends = [a, b].map((i) => rowOf(drawn.at(i)));
+    const passed = drawn.points(a, b).filter((p) => number.has(rowOf(p)) && !ends.includes(rowOf(p)));
     if (passed.length) found.bends.set(`${a} ${b}`, passed.map((p) => ({ rank: number.get(rowOf(p)), x: p.x - middle })));
   }
 }
@@ -203,6 +273,7 @@ function breakAfter(ranks, crossing, from, goal) {
 
 function spread(graph, blocks, heights, columns) {
   const nodes = new Array(graph.layers.length);
+  const boxes = new Array(blocks.length);
   const found = [];
   let x = SPACE.pad;
   let bottom = 0;
@@ -215,6 +286,7 @@ function spread(graph, blocks, heights, columns) {
       middles.set(rank, y + rank.height / 2);
       for (const { i, x: middle } of rank.blocks) {
         let top = y + (rank.height - heights[i]) / 2;
+        boxes[i] = { x: x + middle - left, y: top, width: 0, height: heights[i], column: c };
         for (const n of blocks[i]) {
           const height = isFlat(graph.layers[n]) ? NODE.flat : NODE.tall;
           nodes[n] = { x: x + middle - NODE.width / 2 - left, y: top, width: NODE.width, height, column: c };
@@ -227,18 +299,17 @@ function spread(graph, blocks, heights, columns) {
     bottom = Math.max(bottom, y - SPACE.rank);
     x += right - left + SPACE.column;
   });
-  return { nodes, columns: found, width: x - SPACE.column + SPACE.pad + 10, height: bottom + SPACE.pad };
+  return { nodes, boxes, columns: found, width: x - SPACE.column + SPACE.pad + 10, height: bottom + SPACE.pad };
 }
 
-/** Where edges bend in the picture, by edge between layers: only those that stay in one column. */
-function bent(graph, home, bends, ranks, picture) {
+/** Where edges bend in the picture, by pair of blocks: only those that stay in one column. */
+function bent(bends, ranks, picture) {
   const found = new Map();
-  for (const [a, b, direct] of graph.edges) {
-    const points = direct ? bends.get(`${home.get(a)} ${home.get(b)}`) : null;
-    const column = picture.columns[picture.nodes[a].column];
-    if (!points || picture.nodes[b].column !== picture.nodes[a].column) continue;
-    if (!points.every((p) => column.middles.has(ranks[p.rank]))) continue;
-    found.set(`${a} ${b}`, points.map((p) => [column.x + p.x - column.left, column.middles.get(ranks[p.rank])]));
+  for (const [pair, points] of bends) {
+    const [a, b] = pair.split(" ").map((i) => picture.boxes[i]);
+    const column = picture.columns[a.column];
+    if (b.column !== a.column || !points.every((p) => column.middles.has(ranks[p.rank]))) continue;
+    found.set(pair, points.map((p) => [column.x + p.x - column.left, column.middles.get(ranks[p.rank])]));
   }
   return found;
 }
@@ -248,17 +319,23 @@ const curve = line().curve(curveMonotoneY);
 /** The path of an edge: straight down, around to the next column, or, where a longer path implies it, beside the column. */
 export function route(picture, a, b, direct) {
   const [p, q] = [picture.nodes[a], picture.nodes[b]];
-  const [px, qx] = [p.x + p.width / 2, q.x + q.width / 2];
+  const [from, to] = [picture.home.get(a), picture.home.get(b)];
   if (!direct || (p.column === q.column && q.y <= p.y)) return bow(picture, p, q);
-  if (p.column === q.column) {
-    const [y0, y1] = [p.y + p.height, q.y];
-    const points = picture.bends.get(`${a} ${b}`);
-    if (points) return curve([[px, y0], ...points, [qx, y1]]);
-    if (Math.abs(px - qx) < 1) return `M${px},${y0}V${y1}`;
-    const middle = (y0 + y1) / 2;
-    return `M${px},${y0}C${px},${middle} ${qx},${middle} ${qx},${y1}`;
-  }
-  return around(picture, p, q, px, qx);
+  const junction = picture.via.get(`${from} ${to}`);
+  if (junction === undefined) return link(picture, p, q, `${from} ${to}`);
+  const box = picture.boxes[junction];
+  return link(picture, p, box, `${from} ${junction}`) + link(picture, box, q, `${junction} ${to}`);
+}
+
+function link(picture, p, q, pair) {
+  const [px, qx] = [p.x + p.width / 2, q.x + q.width / 2];
+  if (p.column !== q.column) return around(picture, p, q, px, qx);
+  const [y0, y1] = [p.y + p.height, q.y];
+  const points = picture.bends.get(pair);
+  if (points) return curve([[px, y0], ...points, [qx, y1]]);
+  if (Math.abs(px - qx) < 1) return `M${px},${y0}V${y1}`;
+  const middle = (y0 + y1) / 2;
+  return `M${px},${y0}C${px},${middle} ${qx},${middle} ${qx},${y1}`;
 }
 
 function bow(picture, p, q) {
