@@ -29,6 +29,7 @@ from surgeon.plan.cost import Cost
 from surgeon.plan.describe import describe
 from surgeon.plan.make import multiple
 from surgeon.plan.make import plan as make_plan
+from surgeon.progress import working
 from surgeon.recover import Recovery, check_method, recover
 from surgeon.report import Report
 from surgeon.report import compare as side_by_side
@@ -80,7 +81,7 @@ def trace(model: Model, example_inputs: Any, *, keep: Iterable[Any] = (), method
     >>> print(graph.explain("layer3.0.conv1"))
     """
     model = bare(model)
-    with uncollected(), entering(method, model):
+    with working("tracing"), uncollected(), entering(method, model):
         recorded = run(model, example_inputs, keep)
         return DependencyGraph(model, recorded, method, example_inputs)
 
@@ -180,6 +181,7 @@ def plan(
     )
 
 
+@working("pruning")
 def prune(
     model: Model,
     example_inputs: Any,

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import fnmatch
+import os
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from functools import cached_property
@@ -16,6 +17,7 @@ from scipy import sparse
 from torch import Tensor, nn
 
 from surgeon.counts import Counted, Counts, Held, Node, counted
+from surgeon.drawing import draw, to_dot
 from surgeon.errors import NothingPrunable, UnknownLayer
 from surgeon.groups import Group, Pieces, Place, first_steps, locate, named, pin, sums
 from surgeon.labels.lifetimes import Allocation
@@ -171,6 +173,40 @@ class DependencyGraph:
     def layers(self) -> nx.DiGraph:
         """A node per layer that owns parameters and an edge per dependency."""
         return _layer_graph(self)
+
+    def draw(self, path: str | os.PathLike[str] | None = None, *, axes: Any = None) -> Any:
+        """Draw the layers with matplotlib, coloured by the group of their outputs; return the axes.
+
+        Parameters
+        ----------
+        path : where to write a picture, such as "layers.svg"
+        axes : matplotlib axes to draw on, in place of new ones
+
+        Raises
+        ------
+        SurgeonError where matplotlib is missing.
+
+        Examples
+        --------
+        >>> graph.draw("layers.svg")
+        """
+        return draw(self.layers, self._owners(), path, axes)
+
+    def to_dot(self) -> str:
+        """Return the layers as text for Graphviz, coloured by the group of their outputs.
+
+        Examples
+        --------
+        >>> Path("layers.dot").write_text(graph.to_dot())  # dot -Tsvg layers.dot -o layers.svg
+        """
+        return to_dot(self.layers, self._owners())
+
+    def _owners(self) -> dict[str, str | None]:
+        """Map layers to the group of their outputs, None for those that stay."""
+        owners: dict[str, str | None] = dict.fromkeys(self.layers)
+        for group in reversed(self.free):
+            owners.update({m.layer: group.name for m in group.members if "out" in m.sides and m.layer in owners})
+        return owners
 
     @property
     def free(self) -> list[Group]:

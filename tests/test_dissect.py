@@ -110,7 +110,7 @@ def test_a_layer_names_the_group_that_it_makes_first() -> None:
 
 
 def test_the_line_parts_what_goes_from_what_stays() -> None:
-    graph, scores, plan, anatomy = dissected(Residual(), image(), ratio=0.5)
+    _, scores, _, anatomy = dissected(Residual(), image(), ratio=0.5)
     for group in anatomy.groups:
         if group.pinned:
             assert group.scores is None

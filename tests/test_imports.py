@@ -17,11 +17,11 @@ ROOT = Path(surgeon.__file__).parent
 
 # From the bottom up. A package imports from lower layers, and from its own without a cycle.
 LAYERS = (
-    {"errors", "files", "aten", "dispatch", "exported", "modules", "evaluation"},
+    {"errors", "files", "aten", "dispatch", "exported", "modules", "evaluation", "progress", "marks"},
     {"calibrate"},
     {"trace"},
     {"labels"},
-    {"counts", "groups"},
+    {"counts", "groups", "drawing"},
     {"graph"},
     {"score", "plan", "operate", "verify", "recover", "report", "deploy", "guard"},
     {"latency"},

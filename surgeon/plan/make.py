@@ -25,6 +25,7 @@ from surgeon.plan.ladders import ladders
 from surgeon.plan.plan import Plan
 from surgeon.plan.problem import Problem
 from surgeon.plan.solve import Choice, solve
+from surgeon.progress import working
 
 if TYPE_CHECKING:
     from surgeon.graph import DependencyGraph
@@ -41,6 +42,7 @@ COSTS: dict[str, Callable[[DependencyGraph], costs.Cost | costs.Peak]] = {
 }
 
 
+@working("choosing what goes")
 def plan(
     graph: DependencyGraph,
     scores: Mapping[str, Any],

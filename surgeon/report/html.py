@@ -25,7 +25,10 @@ FORMAT = "surgeon-page"
 VERSION = 1
 
 # What the page may load: nothing. The one script is named by its hash, so that no other runs, wherever it came from.
-POLICY = "default-src 'none'; script-src 'sha256-{script}'; style-src 'unsafe-inline'; img-src data:; base-uri 'none'; form-action 'none'"
+POLICY = (
+    "default-src 'none'; script-src 'sha256-{script}'; style-src 'unsafe-inline'; img-src data:; "
+    "base-uri 'none'; form-action 'none'"
+)
 
 PAGE = """<!doctype html>
 <html lang="en">
@@ -209,7 +212,8 @@ def table(report: Report, rows: int = 12) -> str:
     if report.before.memory is not None and report.after.memory is not None:
         sums.append(("bytes at the peak, predicted", report.before.memory, report.after.memory))
     if report.latency is not None:
-        sums.append(("milliseconds, measured", *(1e3 * s for s in report.latency.seconds)))
+        before, after = report.latency.seconds
+        sums.append(("milliseconds, measured", 1e3 * before, 1e3 * after))
     changed = sorted((row for row in report.layers if row.changed), key=lambda row: row.params[1] - row.params[0])
     layers = [(row.name or "(the model)", row.params[0], row.params[1]) for row in changed[:rows]]
     more = len(changed) - len(layers)
@@ -235,7 +239,8 @@ def _table(heads: Sequence[str], rows: Sequence[tuple[str, float, float]]) -> st
         f"<td style='{NUMBER}'>{f'{new / old:.1%}' if old > 0 else '-'}</td></tr>"
         for name, old, new in rows
     )
-    return f"<table style='border-collapse:collapse;margin:0 0 8px'><tr style='background:none'>{top}</tr>{body}</table>"
+    table = "<table style='border-collapse:collapse;margin:0 0 8px'>"
+    return f"{table}<tr style='background:none'>{top}</tr>{body}</table>"
 
 
 def _amount(value: float) -> str:

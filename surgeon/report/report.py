@@ -13,8 +13,11 @@ from rich.console import Console
 from surgeon.plan.plan import Plan
 from surgeon.report.document import document, read, written
 from surgeon.report.html import table, to_html
+from surgeon.report.plot import plot
 from surgeon.report.records import Environment, GroupRow, Latency, LayerRow, Totals
+from surgeon.report.shares import Share, shares
 from surgeon.report.text import LAYERS, WIDTH, plain, rendered
+from surgeon.report.tracking import log, metrics
 from surgeon.verify.verify import Proof
 
 if TYPE_CHECKING:
@@ -122,6 +125,71 @@ class Report:
         >>> print(result.report.text(layers=None, width=120))
         """
         return plain(self, width, layers, ascii_only)
+
+    def shares(self, *patterns: str, kind: str | None = None, after: bool = False) -> dict[str, Share]:
+        """Return each layer's part in the multiply-adds and the parameters of some layers, together 1 of each.
+
+        Parameters
+        ----------
+        patterns : names or globs of layers, all by default
+        kind : class of layers, such as "Conv2d"
+        after : of the small model, not of the original
+
+        Raises
+        ------
+        UnknownLayer for a pattern or a class that there is not.
+
+        Examples
+        --------
+        >>> last = list(report.shares(kind="Conv2d").values())[-3:]
+        >>> sum(share.params for share in last), sum(share.flops for share in last)
+        """
+        return shares(self, patterns, kind, after)
+
+    def metrics(self) -> dict[str, float]:
+        """Return what the report says in numbers, flat: ``{"surgeon/flops_before": 4.1e9, ...}``.
+
+        FLOPs are multiply-adds, ``memory`` and ``bytes`` are bytes, ``latency`` is seconds. What is not known is left
+        out.
+        """
+        return metrics(self)
+
+    def log(self, target: Any, step: int | None = None) -> None:
+        """Give metrics, report and plan to an experiment tracker: see docs/tracking.md.
+
+        Parameters
+        ----------
+        target : the module ``mlflow``, a TensorBoard ``SummaryWriter``, a run of Weights & Biases, or anything with
+            ``log_metrics(metrics, step)`` and ``log_artifact(path)``
+        step : where on the tracker's axis
+
+        Raises
+        ------
+        SurgeonError for a target that is no tracker.
+
+        Examples
+        --------
+        >>> result.report.log(mlflow)
+        >>> result.report.log(SummaryWriter("runs/pruned"), step=10)
+        """
+        log(self, target, step)
+
+    def plot(self, path: str | os.PathLike[str] | None = None) -> Any:
+        """Draw FLOPs, parameters and widths per layer, before and after, and where both sit; return the figure.
+
+        Parameters
+        ----------
+        path : where to write a picture, such as "report.svg"
+
+        Raises
+        ------
+        SurgeonError where matplotlib is missing.
+
+        Examples
+        --------
+        >>> result.report.plot("report.png")
+        """
+        return plot(self, path)
 
     def __rich_console__(self, console: Console, options: ConsoleOptions) -> Iterator[RenderableType]:
         yield from rendered(self, console, options)

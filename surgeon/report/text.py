@@ -12,7 +12,7 @@ from rich.console import Console, ConsoleOptions, OverflowMethod, RenderableType
 from rich.table import Table
 from rich.text import Text
 
-from surgeon.report.marks import bar, fitted, milliseconds, share, short, sizes
+from surgeon.marks import bar, fitted, milliseconds, share, short, sizes
 from surgeon.report.records import GroupRow, LayerRow
 
 if TYPE_CHECKING:

@@ -30,6 +30,8 @@ AXE = Path(__file__).with_name("axe.min.js")
 BROWSERS = ("chromium", "chromium-browser", "google-chrome", "google-chrome-stable")
 HOSTILE = "</script><img src=x onerror=\"window['pwned']=1\">&<b>"
 
+TIMES, DASH = "\N{MULTIPLICATION SIGN}", "\N{EN DASH}"
+
 Open = Callable[..., Any]
 
 
@@ -172,8 +174,8 @@ def test_cards_show_the_totals(made: SimpleNamespace, opened: Open) -> None:
         assert shown == [getattr(report.before, name), getattr(report.after, name)]
         share = getattr(report.after, name) / getattr(report.before, name)
         assert f"{share:.1%} left" in card.inner_text()
-    assert f"{report.theoretical_speedup:.2f}× theoretical speed-up" in page.inner_text("#card-flops")
-    assert f"{report.compression_ratio:.2f}× compression" in page.inner_text("#card-params")
+    assert f"{report.theoretical_speedup:.2f}{TIMES} theoretical speed-up" in page.inner_text("#card-flops")
+    assert f"{report.compression_ratio:.2f}{TIMES} compression" in page.inner_text("#card-params")
     assert re.search(r"1\.5 ms\s+from 2 ms", page.inner_text("#card-latency"))
     assert "One FLOP is one multiply-add" in page.inner_text("main")
 
@@ -185,9 +187,9 @@ def test_rows_show_the_report_s_numbers(made: SimpleNamespace, opened: Open) -> 
         cells = page.locator(f'#layer-table tr[data-layer="{row.name}"] td')
         titles = [cells.nth(i).get_attribute("title") for i in range(2, 6)]
         assert [float(title.replace(",", "")) for title in titles] == [*row.flops, *row.params]
-        before, after = ("×".join(map(str, shape)) for shape in row.shape)
+        before, after = (TIMES.join(map(str, shape)) for shape in row.shape)
         assert cells.nth(1).inner_text() == (f"{before} → {after}" if before != after else before)
-        assert cells.nth(6).inner_text() == (f"{row.share_cut:.1%}" if row.share_cut else "–")
+        assert cells.nth(6).inner_text() == (f"{row.share_cut:.1%}" if row.share_cut else DASH)
 
 
 def test_proof_plan_and_environment(made: SimpleNamespace, opened: Open) -> None:
@@ -252,7 +254,7 @@ def test_the_table_sorts(made: SimpleNamespace, opened: Open) -> None:
         head = page.locator(f'#layer-table th[data-key="{key}"]')
         head.locator("button").click()
         assert head.get_attribute("aria-sort") == "descending"
-        assert order() == sorted(start, key=lambda n: -value(n))  # noqa: B023
+        assert order() == sorted(start, key=lambda n: -value(n))
         head.locator("button").press("Enter")
         assert head.get_attribute("aria-sort") == "ascending"
         assert order() == sorted(start, key=value)
@@ -449,7 +451,8 @@ def test_accessible(made: SimpleNamespace, opened: Open, theme: str, width: int)
     found = page.evaluate("axe.run()")
     broken = {rule["id"]: [node["target"] for node in rule["nodes"]] for rule in found["violations"]}
     assert broken == {}
-    assert {"color-contrast", "label", "aria-required-attr", "heading-order"} <= {rule["id"] for rule in found["passes"]}
+    passed = {rule["id"] for rule in found["passes"]}
+    assert {"color-contrast", "label", "aria-required-attr", "heading-order"} <= passed
 
 
 def test_the_theme_switches(made: SimpleNamespace, opened: Open) -> None:

@@ -17,8 +17,8 @@ from rich.console import Console
 from torch import nn
 
 import surgeon
+from surgeon.marks import bar, fitted, milliseconds, share, short, sizes
 from surgeon.report import GroupRow, Latency, LayerRow, Report, Totals
-from surgeon.report.marks import bar, fitted, milliseconds, share, short, sizes
 from tests.nets import Residual, image
 
 LONG = "model.text_encoder_with_a_long_name.transformer_blocks.{}.attention_probabilities.self.query_projection"
