@@ -243,7 +243,7 @@ export function legend(...entries) {
   return h("ul", { class: "legend" }, entries.map(([colour, label]) => h("li", null, swatch(colour), label)));
 }
 
-const TIP = { fill: "var(--surface)", stroke: "var(--line-strong)", fontSize: 12, textPadding: 9, lineWidth: 40 };
+const TIP = { fill: "var(--surface)", stroke: "var(--line-strong)", fontSize: 12, lineHeight: 1.3, textPadding: 9, lineWidth: 40 };
 
 function pointed(data, x, y) {
   return tip(data, pointerX({ x, y, title: "title", ...TIP }));
