@@ -1,4 +1,4 @@
-"""A report as one HTML file, and as a small table for notebooks (docs/report.md)."""
+"""A report as one HTML file, and as a small table for notebooks (docs/report-page.md)."""
 
 from __future__ import annotations
 
@@ -53,7 +53,7 @@ PAGE = """<!doctype html>
 
 
 def payload(report: Report, pareto: Any = None, sensitivity: Any = None) -> dict[str, Any]:
-    """Return all that the page shows, as JSON has it; docs/report.md lists the fields."""
+    """Return all that the page shows, as JSON has it; docs/report-page.md lists the fields."""
     anatomy: Anatomy | None = report.anatomy
     return {
         "format": FORMAT,

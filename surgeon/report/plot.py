@@ -51,7 +51,7 @@ def _pairs(axes: Any, pairs: Sequence[tuple[float, float]], label: str, plain: b
     axes.yaxis.set_major_locator(MaxNLocator(5, integer=True))
     axes.grid(axis="y", alpha=0.3)
     axes.set_axisbelow(True)
-    axes.legend(loc="upper left", frameon=False, ncols=2, fontsize=8)
+    axes.legend(loc="lower right", bbox_to_anchor=(1, 0.97), frameon=False, ncols=2, fontsize=8)
 
 
 def _parts(axes: Any, rows: Sequence[LayerRow]) -> None:
@@ -67,7 +67,7 @@ def _parts(axes: Any, rows: Sequence[LayerRow]) -> None:
     axes.yaxis.set_major_formatter(PercentFormatter(1.0, decimals=0))
     axes.grid(axis="y", alpha=0.3)
     axes.set_axisbelow(True)
-    axes.legend(loc="upper left", frameon=False, ncols=2, fontsize=8)
+    axes.legend(loc="lower right", bbox_to_anchor=(1, 0.97), frameon=False, ncols=2, fontsize=8)
 
 
 def _names(axes: Any, rows: Sequence[LayerRow]) -> None:

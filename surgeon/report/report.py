@@ -91,7 +91,7 @@ class Report:
         return Report(**read(text))
 
     def to_html(self, path: str | os.PathLike[str], *, pareto: Any = None, sensitivity: Any = None) -> None:
-        """Write the report as one HTML file that needs no network: see docs/report.md.
+        """Write the report as one HTML file that needs no network: see docs/report-page.md.
 
         Parameters
         ----------
@@ -137,7 +137,7 @@ class Report:
 
         Raises
         ------
-        UnknownLayer for a pattern or a class that there is not.
+        UnknownLayer for a pattern, SurgeonError for a class that there is not.
 
         Examples
         --------

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from fnmatch import fnmatchcase
 from typing import TYPE_CHECKING
 
-from surgeon.errors import UnknownLayer
+from surgeon.errors import SurgeonError, UnknownLayer
 
 if TYPE_CHECKING:
     from surgeon.report.report import Report
@@ -32,7 +32,7 @@ def shares(report: Report, patterns: Sequence[str], kind: str | None, after: boo
             raise UnknownLayer(pattern, names)
     kinds = sorted({row.kind for row in report.layers})
     if kind is not None and kind not in kinds:
-        raise UnknownLayer(kind, kinds)
+        raise SurgeonError(f"no layer is a {kind!r}; there are {', '.join(kinds) or 'none'}")
     rows = [
         row
         for row in report.layers

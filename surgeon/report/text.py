@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 import sys
 from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from rich.cells import cell_len
@@ -25,9 +26,21 @@ FULL, QUIET = "cyan", "dim"
 ITSELF = "(the model itself)"
 
 
-def rendered(report: Report, console: Console, options: ConsoleOptions) -> Iterator[RenderableType]:
+def rendered(
+    report: Report, console: Console, options: ConsoleOptions, rows: int | None = LAYERS
+) -> Iterator[RenderableType]:
     """Yield what rich prints on a console."""
-    yield from _Page(report, options.max_width, options.ascii_only or limited(console.file)).parts()
+    yield from _Page(report, options.max_width, options.ascii_only or limited(console.file), rows).parts()
+
+
+@dataclass(frozen=True)
+class Whole:
+    """A report that a console prints with all its rows."""
+
+    report: Report
+
+    def __rich_console__(self, console: Console, options: ConsoleOptions) -> Iterator[RenderableType]:
+        yield from rendered(self.report, console, options, rows=None)
 
 
 def plain(report: Report, width: int, layers: int | None, ascii_only: bool | None) -> str:

@@ -18,7 +18,7 @@ from torch import nn
 
 import surgeon
 from surgeon.marks import bar, fitted, milliseconds, share, short, sizes
-from surgeon.report import GroupRow, Latency, LayerRow, Report, Totals
+from surgeon.report import GroupRow, Latency, LayerRow, Report, Totals, Whole
 from tests.nets import Residual, image
 
 LONG = "model.text_encoder_with_a_long_name.transformer_blocks.{}.attention_probabilities.self.query_projection"
@@ -100,6 +100,10 @@ def test_the_largest_layers_are_shown_and_the_others_summed_up() -> None:
     assert re.match(r"41 smaller +40\.0G→20\.0G +400M→40\.0M", lines[12])
     assert "small " in report.text(layers=None) and "smaller" not in report.text(layers=None)
     assert "more are cut" in report.text(layers=10) and "more are cut" not in report.text(layers=None)
+    console = io.StringIO()
+    Console(file=console, width=80).print(Whole(report))
+    lines = [line.rstrip() for line in console.getvalue().rstrip().splitlines()]
+    assert lines == report.text(layers=None).splitlines()
     assert "3 more reasons" in report.text() and "more reasons" not in report.text(layers=None)
 
 
