@@ -22,6 +22,7 @@ from surgeon.errors import NothingPrunable, UnknownLayer
 from surgeon.groups import Group, Pieces, Place, first_steps, locate, named, pin, sums
 from surgeon.labels.lifetimes import Allocation
 from surgeon.labels.ops import Op, needed
+from surgeon.labels.remaining import remaining
 from surgeon.labels.run import Run
 from surgeon.labels.sizes import Constraint, Index, Settlement, settle
 from surgeon.labels.space import Reason
@@ -46,6 +47,7 @@ class DependencyGraph:
 
     def __init__(self, model: nn.Module, recorded: Run, method: str = "forward", example_inputs: Any = None) -> None:
         flow, constraints = recorded.flow, recorded.constraints
+        self.recorded = recorded
         self.model, self.method, self.example_inputs = model, method, example_inputs
         self.solution = solve(flow.space)
         self.counts = Counts(self.solution)
@@ -166,6 +168,14 @@ class DependencyGraph:
             reason = self.solution.reasons[self.solution.pinned[classes[0]]]
             groups.append(Group("", len(classes), classes, (classes,), members, {}, reason))
         return groups
+
+    def without(self, units: Iterable[int]) -> Run:
+        """Return the recording of the model that is left when units go, without running it.
+
+        Made before the cut, it becomes a graph after it, ``DependencyGraph(model, recording, ...)``, when the integers
+        that modules hold are those of the small model.
+        """
+        return remaining(self.recorded, ~self.dead_classes(units)[self.solution.class_of])
 
     # -- asking --------------------------------------------------------------------------------------
 

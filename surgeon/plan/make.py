@@ -67,7 +67,7 @@ def plan(
     bounds : further budgets, on costs of one's own
     """
     targets = _targets({"flops": flops, "params": params, "memory": memory})
-    _check(targets[0], ratio, scope, round_to, floor, heads, bool(bounds))
+    check(targets[0], ratio, scope, round_to, floor, heads, bool(bounds))
     graph.require_free()
     grid = multiple(graph, round_to)
     curves = losses.losses() if hasattr(losses, "losses") else losses or {}
@@ -121,7 +121,7 @@ def _targets(asked: Mapping[str, Any]) -> list[dict[str, Any]]:
     return [{**asked, **{name: values[i] for name, values in lists.items()}} for i in range(lengths.pop())]
 
 
-def _check(
+def check(
     target: Mapping[str, Any],
     ratio: Any,
     scope: str,
