@@ -10,7 +10,7 @@ BENCH_STAMP := $(VENV)/.installed-bench
 RUN := $(BIN)/python -m tests.torchvision_stub
 PAGES = $(wildcard README.md docs/*.md)
 
-.PHONY: test demo lint types docs-check examples bench zoo ci clean
+.PHONY: test demo lint types docs-check examples page bench zoo ci clean
 
 test: $(TEST_STAMP)
 	$(BIN)/python -m pytest -n auto
@@ -31,6 +31,10 @@ docs-check: $(TEST_STAMP)
 
 examples: $(TEST_STAMP)
 	set -e; for script in $(wildcard examples/*.py); do echo "== $$script"; $(RUN) $$script; done
+
+# The page of the HTML report, from web/ into surgeon/report/page. Only this target needs Node.js (20 or newer).
+page:
+	cd web && npm ci --no-fund --no-audit && node build.mjs
 
 bench: $(BENCH_STAMP)
 	set -e; for script in $(filter-out %/zoo.py,$(wildcard benchmarks/*.py)); do echo "== $$script"; $(RUN) $$script; done

@@ -14,6 +14,7 @@ from torch.export import ExportedProgram
 
 from surgeon.calibrate import calibration
 from surgeon.comparison import within
+from surgeon.dissect import dissect
 from surgeon.errors import BudgetError
 from surgeon.evaluation import Evaluate, evaluated, require_callable
 from surgeon.graph import DependencyGraph
@@ -269,6 +270,7 @@ def prune(
     report = side_by_side(
         model, small, example_inputs, plan=made, proof=proof, latency=within(made, model), counts=counts
     )
+    report = replace(report, anatomy=dissect(graph, scores, made))
     return Result(small, made, proof, report, found.evaluations if found else None, recoveries.get(id(made)))
 
 

@@ -25,7 +25,7 @@ LAYERS = (
     {"graph"},
     {"score", "plan", "operate", "verify", "recover", "report", "deploy", "guard"},
     {"latency", "schedule"},
-    {"comparison"},
+    {"comparison", "dissect"},
     {"api"},
     {"convert", "sensitivity", "pruner"},
     {"cli"},
