@@ -5,12 +5,13 @@ VENV := .venv
 BIN := $(VENV)/bin
 TEST_STAMP := $(VENV)/.installed-test
 BENCH_STAMP := $(VENV)/.installed-bench
+DOCS_STAMP := $(VENV)/.installed-docs
 
 # Scripts start through this so that they can import torchvision where its compiled operators don't load.
 RUN := $(BIN)/python -m tests.torchvision_stub
-PAGES = $(wildcard README.md docs/*.md)
+PAGES = $(wildcard README.md docs/*.md docs/*/*.md)
 
-.PHONY: test demo lint types docs-check examples bench zoo ci clean
+.PHONY: test demo lint types docs docs-check examples bench zoo ci clean
 
 test: $(TEST_STAMP)
 	$(BIN)/python -m pytest -n auto
@@ -26,11 +27,17 @@ lint: $(TEST_STAMP)
 types: $(TEST_STAMP)
 	$(BIN)/mypy
 
+# The site goes to site/index.html. A warning is an error.
+docs: $(DOCS_STAMP)
+	NO_MKDOCS_2_WARNING=1 $(BIN)/python -m mkdocs build --strict --quiet
+	$(BIN)/python -m tests.check_site site
+
 docs-check: $(TEST_STAMP)
 	$(BIN)/python -m tests.run_code_blocks $(PAGES)
 
 examples: $(TEST_STAMP)
 	set -e; for script in $(wildcard examples/*.py); do echo "== $$script"; $(RUN) $$script; done
+	$(BIN)/python -m tests.run_notebooks $(wildcard examples/*.ipynb)
 
 bench: $(BENCH_STAMP)
 	set -e; for script in $(filter-out %/zoo.py,$(wildcard benchmarks/*.py)); do echo "== $$script"; $(RUN) $$script; done
@@ -42,7 +49,7 @@ ci:
 	bash .ci/run
 
 clean:
-	rm -rf $(VENV) build dist .pytest_cache .mypy_cache .ruff_cache .hypothesis
+	rm -rf $(VENV) build dist site .pytest_cache .mypy_cache .ruff_cache .hypothesis
 
 $(BIN)/python:
 	$(PYTHON) -m venv $(VENV)
@@ -56,4 +63,8 @@ $(TEST_STAMP): pyproject.toml constraints.txt | $(BIN)/python
 
 $(BENCH_STAMP): $(TEST_STAMP)
 	$(BIN)/python -m pip install -qq -c constraints.txt -e '.[bench]'
+	touch $@
+
+$(DOCS_STAMP): $(TEST_STAMP)
+	$(BIN)/python -m pip install -qq -c constraints.txt -e '.[docs]'
 	touch $@
