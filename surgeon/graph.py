@@ -24,7 +24,7 @@ from surgeon.labels.run import Run
 from surgeon.labels.sizes import Constraint, Index, Settlement, settle
 from surgeon.labels.space import Reason
 from surgeon.labels.units import Block, arrange, incidence, members_of, signatures, solve
-from surgeon.modules import first_names, holder
+from surgeon.modules import first_names, holder, named_parameters, named_tensors, submodules
 from surgeon.trace import Attribute, Expression, Width, evaluate
 from surgeon.trace.integers import leaves
 
@@ -49,7 +49,7 @@ class DependencyGraph:
         self.counts = Counts(self.solution)
         self.flow = flow
         self.total_ops = recorded.calls
-        self.modules = dict(model.named_modules())
+        self.modules = submodules(model)
         self.rescalings = recorded.rescalings
         numbers = [leaf for r in self.rescalings for leaf in leaves(r.width)]
         attributes = {a for c in constraints for a in c.attributes} | {n for n in numbers if isinstance(n, Attribute)}
@@ -62,9 +62,9 @@ class DependencyGraph:
         self.shapes = {
             name: self.counts.shape((value.shape, tuple(value.families))) for name, value in flow.leaves.items()
         }
-        named = dict(model.named_parameters(remove_duplicate=False))
-        self.aliases = first_names({**named, **dict(model.named_buffers(remove_duplicate=False))})
-        self.parameters = {name for name in named if self.aliases[name] == name}
+        named = named_tensors(model)
+        self.aliases = first_names(named)
+        self.parameters = set(named_parameters(model))
         live = needed(flow.ops, flow.outputs)
         self.nodes = [self._lower(op, i in live) for i, op in enumerate(flow.ops)]
         self.allocations = [self._held(allocation) for allocation in flow.lifetimes.allocations]

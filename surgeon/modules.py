@@ -6,13 +6,13 @@ import gc
 import logging
 import os
 from collections import OrderedDict
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from difflib import get_close_matches
 from enum import Enum
 from functools import lru_cache
 from operator import is_
-from typing import Any
+from typing import Any, TypeVar, cast
 
 import torch
 from torch import Tensor, nn
@@ -20,6 +20,8 @@ from torch.export import ExportedProgram
 
 from surgeon.errors import TraceError, UnsupportedModel
 from surgeon.exported import Program, load
+
+T = TypeVar("T")
 
 # What the verbs take: a module, an exported program, or the path of a saved one.
 Model = nn.Module | ExportedProgram | str | os.PathLike[str]
@@ -67,17 +69,47 @@ def bare(model: Any) -> nn.Module:
     return model
 
 
-def named_tensors(model: nn.Module) -> dict[str, Tensor]:
-    """Return parameters and buffers under all their names."""
-    named: dict[str, Tensor] = dict(model.named_parameters(remove_duplicate=False))
-    named.update(model.named_buffers(remove_duplicate=False))
-    return named
+def submodules(model: nn.Module) -> dict[str, nn.Module]:
+    """Return the model and all that is in it, under all their paths, in the order of ``named_modules``.
+
+    Torch's own is a generator in a generator for each level of nesting, which shows in models of many small layers.
+    """
+    found: dict[str, nn.Module] = {}
+    left: list[tuple[str, nn.Module]] = [("", model)]
+    while left:
+        path, module = left.pop()
+        found[path] = module
+        start = f"{path}." if path else ""
+        left.extend((start + name, child) for name, child in reversed(module._modules.items()) if child is not None)
+    return found
 
 
-def first_names(tensors: Mapping[str, Tensor]) -> dict[str, str]:
-    """Map every name of a tied tensor to its first, under which it is recorded."""
+def named_tensors(model: nn.Module, kinds: Sequence[str] = ("_parameters", "_buffers")) -> dict[str, Tensor]:
+    """Return parameters, and after them buffers, under all their names."""
+    modules = submodules(model)
+    return {
+        f"{path}.{name}" if path else name: tensor
+        for kind in kinds
+        for path, module in modules.items()
+        for name, tensor in getattr(module, kind).items()
+        if tensor is not None
+    }
+
+
+def named_parameters(model: nn.Module) -> dict[str, nn.Parameter]:
+    """Return parameters by their first names, as ``model.named_parameters()`` does."""
+    return distinct(cast(dict[str, nn.Parameter], named_tensors(model, ("_parameters",))))
+
+
+def first_names(things: Mapping[str, Any]) -> dict[str, str]:
+    """Map every name of a tied tensor, or of a shared module, to its first, under which it is recorded."""
     first: dict[int, str] = {}
-    return {name: first.setdefault(id(tensor), name) for name, tensor in tensors.items()}
+    return {name: first.setdefault(id(thing), name) for name, thing in things.items()}
+
+
+def distinct(things: Mapping[str, T]) -> dict[str, T]:
+    """Return things by their first names."""
+    return {name: things[name] for name, first in first_names(things).items() if name == first}
 
 
 def as_arguments(example_inputs: Any) -> tuple[tuple[Any, ...], dict[str, Any]]:
@@ -98,14 +130,15 @@ def _is_record(kind: Any) -> bool:
 
 
 # Most attributes of modules are of these types, which need no closer look.
-_PLAIN = frozenset({bool, int, float, str, tuple, list, set, dict, OrderedDict, type(None), torch.Size, nn.Parameter})
+_PLAIN = frozenset({bool, int, float, str, tuple, list, set, type(None), torch.Size, nn.Parameter})
+_REGISTRIES = frozenset({dict, OrderedDict})
 
 
 def records(module: nn.Module) -> Iterator[tuple[str, dict[str, Any]]]:
     """Yield name and attributes of the configurations and other plain objects that a module holds."""
     for name, value in vars(module).items():
         kind: Any = type(value)
-        if kind not in _PLAIN and _is_record(kind):
+        if kind not in _PLAIN and kind not in _REGISTRIES and _is_record(kind):
             yield name, vars(value)
 
 
@@ -124,11 +157,17 @@ def holder(module: nn.Module, name: str) -> tuple[dict[str, Any], str]:
 @contextmanager
 def untouched(model: nn.Module) -> Iterator[None]:
     """Leave modules' attributes, buffers, registries, hooks, train/eval flags and the random state as they were."""
-    modules = list(model.modules())
-    held: list[dict[Any, Any]] = [attributes for module in modules for _, attributes in records(module)]
-    for module in modules:
-        held.append(vars(module))
-        held.extend(value for value in vars(module).values() if isinstance(value, dict))
+    held: list[dict[Any, Any]] = []
+    for attributes in map(vars, distinct(submodules(model)).values()):
+        held.append(attributes)
+        for value in attributes.values():
+            kind: Any = type(value)
+            if kind in _PLAIN:
+                continue
+            if isinstance(value, dict):
+                held.append(value)
+            elif _is_record(kind):
+                held.append(vars(value))
     # Most are registries of hooks, and empty.
     saved = [(entries, dict(entries)) for entries in {id(entries): entries for entries in held if entries}.values()]
     empty = [entries for entries in held if not entries]
@@ -145,7 +184,7 @@ def untouched(model: nn.Module) -> Iterator[None]:
 @contextmanager
 def buffers_kept(model: nn.Module) -> Iterator[None]:
     """Leave buffers that a forward pass writes to, and the random state, as they were."""
-    tensors = {id(b): b for module in model.modules() for b in module._buffers.values() if b is not None}
+    tensors = {id(b): b for module in submodules(model).values() for b in module._buffers.values() if b is not None}
     buffers = [(b, b._version, b.detach().clone()) for b in tensors.values() if not b.is_inference()]
     on_gpu = {p.get_device() for p in model.parameters() if p.is_cuda} if torch.cuda.is_initialized() else set()
     try:

@@ -9,8 +9,20 @@ from functools import lru_cache
 
 from torch import Tensor
 
-from surgeon.labels.family import Extent, Family, Value, assembled, bind_leaf, build, extent, fuse, make_solid, project
-from surgeon.labels.meet import Frame, distinct, meet
+from surgeon.labels.family import (
+    Extent,
+    Family,
+    Value,
+    assembled,
+    bind_leaf,
+    build,
+    extent,
+    fresh_family,
+    fuse,
+    make_solid,
+    project,
+)
+from surgeon.labels.meet import SOLID, Frame, distinct, meet
 from surgeon.labels.notation import Notation, Token
 from surgeon.labels.space import Space
 
@@ -37,6 +49,10 @@ class Side:
     present  letters along which the tensor is no broadcast
     sizes    its shape in the common space: 1 where it is not present
     named    dimensions with letters
+    order    places of the letters, dimension by dimension
+    rest     places of all other letters
+    single   dimensions of more than one position that are one letter, each with its place
+    plain    no dimension is made of several wide letters
     """
 
     tokens: tuple[Token, ...]
@@ -45,11 +61,20 @@ class Side:
     present: frozenset[str]
     sizes: tuple[int, ...]
     named: tuple[int, ...]
+    order: tuple[int, ...]
+    rest: tuple[int, ...]
+    single: tuple[tuple[int, int], ...]
+    plain: bool
 
 
 @dataclass(frozen=True, eq=False)
 class Layout:
-    """The common index space of an op: its letters, their sizes, and how each side lies in it."""
+    """The common index space of an op: its letters, their sizes, and how each side lies in it.
+
+    kept   places of the output's letters
+    home   the output's dimension that a letter is in
+    plain  all sides are
+    """
 
     letters: tuple[str, ...]
     sizes: Mapping[str, int]
@@ -57,18 +82,23 @@ class Layout:
     output: Side
     kept: tuple[int, ...]
     home: Mapping[str, int]
+    plain: bool
 
 
 @dataclass(eq=False)
 class Contraction:
-    """What the operands have in common after they met."""
+    """What the operands have in common after they met: families, and those of a letter of its own by its place."""
 
     layout: Layout
     families: list[Family] = field(default_factory=list)
+    single: Mapping[int, Family | None] = field(default_factory=dict)
 
     def extent(self, letter: str) -> Extent | int:
         """Return the width of a letter."""
         letters = self.layout.letters
+        alone = self.single.get(letters.index(letter))
+        if alone is not None:
+            return Extent(self.layout.sizes[letter], alone.labels)
         return extent([self.layout.sizes[t] for t in letters], self.families, letters.index(letter))
 
 
@@ -121,12 +151,16 @@ def lay_out(
         place = tuple(letters.index(w[0]) if len(w) == 1 else None for w in wide)
         present = frozenset(t for token, size in zip(tokens, shape) if size > 1 for t in token)
         common = tuple(sizes[t] if t in present else 1 for t in letters)
-        return Side(tokens, wide, place, present, common, tuple(i for i, token in enumerate(tokens) if token))
+        named = tuple(i for i, token in enumerate(tokens) if token)
+        single = tuple((i, at) for i, at in enumerate(place) if at is not None and shape[i] > 1)
+        order = tuple(letters.index(t) for token in tokens for t in token)
+        rest = tuple(i for i in range(len(letters)) if i not in order)
+        plain = all(len(w) < 2 for w in wide)
+        return Side(tokens, wide, place, present, common, named, order, rest, single, plain)
 
     sides = tuple(side(*operand) for operand in operands)
     result = side(output, tuple(math.prod(sizes[t] for t in token) for token in output))
-    kept = tuple(letters.index(t) for token in output for t in token)
-    return Layout(letters, sizes, sides, result, kept, home)
+    return Layout(letters, sizes, sides, result, result.order, home, all(s.plain for s in (*sides, result)))
 
 
 def contract(
@@ -140,6 +174,8 @@ def contract(
     given = tuple((operand.tokens, operand.value.shape) for operand in operands)
     layout = lay_out(given, spell(notation.output, rank), tuple(known.items()))
     pairs = sorted(zip(operands, layout.sides), key=lambda pair: len(pair[0].value.unbound))
+    if layout.plain and all(_single_letters(operand.value.families) for operand in operands):
+        return _letter_by_letter(space, pairs, layout)
     reached: frozenset[str] = frozenset()
     frames = []
     for operand, side in pairs:
@@ -153,18 +189,67 @@ def contract(
     return fuse(space, families), common
 
 
+def _single_letters(families: Sequence[Family]) -> bool:
+    """Whether families run along one dimension each, and no two along the same."""
+    return all(len(f.dims) == 1 for f in families) and (
+        len(families) < 2 or len({f.dims for f in families}) == len(families)
+    )
+
+
+def _letter_by_letter(
+    space: Space, pairs: Sequence[tuple[Operand, Side]], layout: Layout
+) -> tuple[list[Family], Contraction]:
+    """Meet as below where every family runs along a single letter, as most do: no letter then minds the others."""
+    known: dict[int, Family | None] = {}
+    because = ""
+    for operand, side in pairs:
+        value = operand.value
+        _drop_unnamed(space, value, side)
+        own = {f.dims[0]: f for f in value.families}
+        for dim, place in side.single:
+            met, new = known.get(place), place not in known
+            mine = _taken(space, value, dim, met, new) if dim in value.unbound else own.get(dim)
+            if new:
+                known[place] = mine
+            elif mine is None and met is not None:
+                space.pin(met.labels, operand.because or SOLID)
+                known[place] = None
+            elif met is None and mine is not None:
+                space.pin(mine.labels, because or SOLID)
+            elif met is not None and mine is not None:
+                space.unify(met.along(len(value.shape), dim).labels, mine.labels)
+        because = because or operand.because
+    output = layout.output
+    found = [(dim, family) for dim, place in output.single if (family := known.get(place)) is not None]
+    return [f.along(len(output.tokens), dim) for dim, f in found], Contraction(layout, single=known)
+
+
+def _taken(space: Space, value: Value, dim: int, met: Family | None, new: bool) -> Family | None:
+    """Give a dimension that no call has used the labels that it meets, or fresh ones where it meets nothing."""
+    value.unbound.discard(dim)
+    family = fresh_family(space, len(value.shape), dim, value.shape[dim]) if new else met
+    if family is None:
+        return None
+    value.families.append(family.along(len(value.shape), dim))
+    return value.families[-1]
+
+
+def _drop_unnamed(space: Space, value: Value, side: Side) -> None:
+    """Dimensions without a letter stay as they are."""
+    for dim, token in enumerate(side.tokens):
+        if not token and dim in value.unbound:
+            value.unbound.discard(dim)
+        elif not token and value.families:
+            make_solid(space, value, dim, "kernel taps and pixels stay")
+
+
 def _frame(space: Space, operand: Operand, side: Side, layout: Layout, reached: frozenset[str]) -> Frame:
     """Put one operand into the common index space."""
     value = operand.value
     families = []
+    _drop_unnamed(space, value, side)
     for dim, token in enumerate(side.tokens):
-        new = dim in value.unbound
-        if not token and new:
-            value.unbound.discard(dim)
-        elif not token:
-            if value.families:
-                make_solid(space, value, dim, "kernel taps and pixels stay")
-        elif new and not reached.issuperset(side.wide[dim]):
+        if dim in value.unbound and not reached.issuperset(side.wide[dim]):
             whole = _product_with(token, side, layout)
             if whole:
                 shape = [layout.sizes[t] if t in whole else 1 for t in layout.letters]
@@ -240,13 +325,10 @@ def _to_dims(space: Space, family: Family, side: Side, layout: Layout) -> list[F
     tokens = side.tokens
     if len(family.dims) == 1 and family.dims[0] in side.place:
         return [family.along(len(tokens), side.place.index(family.dims[0]))]
-    order = [layout.letters.index(t) for token in tokens for t in token]
-    rest = [i for i in range(len(layout.letters)) if i not in order]
 
     def run(labels: Tensor) -> Tensor:
-        labels = labels.permute(*order, *rest)
-        for _ in rest:
-            labels = labels.squeeze(-1)
+        labels = labels.permute(*side.order, *side.rest)
+        labels = labels.reshape(labels.shape[: len(side.order)])  # a family varies along none of the rest
         full, shape, at = [], [], 0
         for token in tokens:
             sizes = list(labels.shape[at : at + len(token)])

@@ -14,6 +14,9 @@ from functools import lru_cache
 from surgeon.labels.family import Family, fix_all, project
 from surgeon.labels.space import Space
 
+# Why labels stay, where nothing better is known.
+SOLID = "meets a dimension that can't shrink"
+
 
 @dataclass(eq=False)
 class Frame:
@@ -92,7 +95,7 @@ def _meet_along(space: Space, a: Frame, b: Frame, dim: int) -> tuple[Frame, Fram
 
 def _stiffened(space: Space, frame: Frame, solid: Frame, dim: int) -> Frame:
     """Return a frame made solid along a dimension where it meets a solid one."""
-    because = solid.solid_because or "meets a dimension that can't shrink"
+    because = solid.solid_because or SOLID
     families = fix_all(space, frame.families, dim, because)
     return Frame(frame.sizes, families, frame.unbound, frame.solid_because)
 

@@ -31,9 +31,12 @@ class Argument:
     size: str | None = None
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Notation:
-    """A parsed line: arguments in call order, the output's dimensions, the letters under a statistic."""
+    """A parsed line: arguments in call order, the output's dimensions, the letters under a statistic.
+
+    ``parse`` gives the same one for the same line, so they are told apart by identity, which costs nothing.
+    """
 
     line: str
     arguments: tuple[Argument, ...]

@@ -20,7 +20,7 @@ from surgeon.labels.rules.custom import TAUGHT
 from surgeon.labels.scale import Rescaling, rescalings
 from surgeon.labels.sizes import Constraint
 from surgeon.labels.space import Space
-from surgeon.modules import as_arguments
+from surgeon.modules import as_arguments, distinct, named_tensors, submodules
 from surgeon.trace import Arithmetic, Attribute, Width, record
 from surgeon.trace.integers import Ledger, leaves
 
@@ -58,8 +58,7 @@ def run(model: nn.Module, example_inputs: Any, keep: Iterable[Any] = ()) -> Run:
     Branches that only run in training mode (auxiliary heads) are recorded in a second pass, so that
     they stay in step; if that pass fails, they are left alone.
     """
-    named = [*model.named_parameters(), *model.named_buffers()]
-    tensors: dict[str, Tensor] = dict(named)
+    tensors = distinct(named_tensors(model))
     if not any(p.is_floating_point() for p in model.parameters()):
         raise TraceError("the model has no floating-point parameters; there is nothing to cut")
     flow = Flow({**RULES, **TAUGHT}, tensors)
@@ -148,7 +147,7 @@ def _read(flow: Flow, others: Sequence[Constraint]) -> list[Constraint]:
 
 def _declared(model: nn.Module, ops: Sequence[Op]) -> list[Constraint]:
     found = []
-    modules = dict(model.named_modules())
+    modules = submodules(model)
     for op in (op for op in ops if op.name.startswith(_DECLARING)):
         attributes = vars(modules[op.module])
         for name, (side, dim) in _DECLARED.items():

@@ -5,10 +5,12 @@ from __future__ import annotations
 import weakref
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
+from typing import Any
 
 from torch import nn
 from torch.utils.weak import WeakIdKeyDictionary
 
+from surgeon.modules import named_tensors
 from surgeon.plan.plan import Plan
 
 
@@ -47,7 +49,7 @@ _descents = WeakIdKeyDictionary()
 
 def remember(before: Mapping[str, nn.Parameter], small: nn.Module, plan: Plan, inplace: bool) -> None:
     """Note what a cut made of every parameter of a model; in place, of those that it replaced."""
-    after = dict(small.named_parameters(remove_duplicate=False))
+    after: dict[str, Any] = named_tensors(small, ("_parameters",))
     for name, old in before.items():
         new = after[name]
         if inplace and new is old:

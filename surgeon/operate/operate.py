@@ -14,7 +14,7 @@ from torch.export import ExportedProgram
 from surgeon.errors import PlanMismatch, SurgeonError, UnsupportedModel
 from surgeon.exported import Program, rebuild
 from surgeon.files.names import prefix_hint
-from surgeon.modules import Model, bare, holder, named_tensors, records, uncollected
+from surgeon.modules import Model, bare, holder, named_parameters, named_tensors, records, submodules, uncollected
 from surgeon.operate.lineage import remember
 from surgeon.operate.select import factors, select, shrunk
 from surgeon.plan.plan import Edit, Plan
@@ -44,17 +44,17 @@ def operate(model: Model, plan: Plan, *, inplace: bool = False) -> nn.Module | E
     model = bare(model)
     if inplace and isinstance(model, Program):
         raise UnsupportedModel("an exported program can't be cut in place; use what operate returns")
-    tensors, before = named_tensors(model), dict(model.named_parameters())
-    _check(model, tensors, before, plan)
+    modules, tensors, before = submodules(model), named_tensors(model), named_parameters(model)
+    _check(modules, tensors, before, plan)
     new = {id(tensors[name]): _cut(tensors[name], plan, name) for name in plan.cuts}
     if inplace:
-        twins = _twins(model, plan)
-        _replace(model, new)
-        _hold(model, twins)
+        twins = _twins(modules, plan)
+        _replace(modules, new)
+        _hold(modules, twins)
         small = model
     else:
         small = _copy(model, new)
-    modules = dict(small.named_modules(remove_duplicate=False))
+        modules = submodules(small)
     for edit in plan.edits:
         _apply(modules[edit.owner], edit)
     for module in modules.values():
@@ -66,10 +66,9 @@ def operate(model: Model, plan: Plan, *, inplace: bool = False) -> nn.Module | E
     return small
 
 
-def _check(model: nn.Module, tensors: dict[str, Tensor], parameters: Iterable[str], plan: Plan) -> None:
+def _check(modules: dict[str, nn.Module], tensors: dict[str, Tensor], parameters: Iterable[str], plan: Plan) -> None:
     """Refuse a model that is not of the architecture; nothing has been touched so far."""
     _check_names(tensors, parameters, plan)
-    modules = dict(model.named_modules(remove_duplicate=False))
     for edit in plan.edits:
         found = _read(modules.get(edit.owner), edit)
         if found != edit.old:
@@ -135,33 +134,32 @@ def _cut(tensor: Tensor, plan: Plan, name: str) -> Tensor:
     return kept
 
 
-def _replace(model: nn.Module, new: dict[int, Tensor]) -> None:
-    for module in model.modules():
+def _replace(modules: dict[str, nn.Module], new: dict[int, Tensor]) -> None:
+    for module in modules.values():
         for registry in (module._parameters, module._buffers):
             for name, tensor in registry.items():
                 if tensor is not None and id(tensor) in new:
                     registry[name] = new[id(tensor)]  # type: ignore[assignment]
 
 
-def _twins(model: nn.Module, plan: Plan) -> dict[int, Any]:
+def _twins(modules: dict[str, nn.Module], plan: Plan) -> dict[int, Any]:
     """Copy the plain objects that edits write to, and those that hold them; id of the original -> copy."""
-    modules = dict(model.named_modules(remove_duplicate=False))
     owners = {id(vars(modules[edit.owner])) for edit in plan.edits}
     written = {id(holder(modules[edit.owner], edit.name)[0]) for edit in plan.edits} - owners
     if not written:
         return {}
-    held = {id(vars(m)[name]): vars(m)[name] for m in model.modules() for name, _ in records(m)}
+    held = {id(vars(m)[name]): vars(m)[name] for m in modules.values() for name, _ in records(m)}
     found = {key: record for key, record in held.items() if id(vars(record)) in written}
     while more := [k for k, r in held.items() if k not in found and any(id(v) in found for v in vars(r).values())]:
         found.update((key, held[key]) for key in more)
     return {key: copy.copy(record) for key, record in found.items()}
 
 
-def _hold(model: nn.Module, twins: dict[int, Any]) -> None:
+def _hold(modules: dict[str, nn.Module], twins: dict[int, Any]) -> None:
     """Make modules, and the copies themselves, hold the copies."""
     if not twins:
         return
-    holders: list[dict[str, Any]] = [vars(held) for held in (*model.modules(), *twins.values())]
+    holders: list[dict[str, Any]] = [vars(held) for held in (*modules.values(), *twins.values())]
     for attributes in holders:
         attributes.update({name: twins[id(value)] for name, value in attributes.items() if id(value) in twins})
 

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from surgeon.errors import ScoreError
-from surgeon.modules import uncollected
+from surgeon.modules import named_parameters, uncollected
 from surgeon.score.activations import activation, apoz, variance, wanda
 from surgeon.score.gradients import fisher, gradient, grasp, snip, synflow, taylor, taylor_squared
 from surgeon.score.magnitude import bn_scale, fpgm, l1, l2, lamp, linf, random
@@ -117,7 +117,7 @@ def _check_weights(graph: DependencyGraph, criterion: str, options: dict[str, An
     """Refuse to look at weights that are not there."""
     if criterion == "random" or options.get("weights") is not None:
         return
-    missing = next((name for name, p in graph.model.named_parameters() if p.is_meta), None)
+    missing = next((name for name, p in named_parameters(graph.model).items() if p.is_meta), None)
     if missing is not None:
         raise ScoreError(
             f"{missing} is on the meta device and has no values; give them with "

@@ -6,7 +6,7 @@ import linecache
 import math
 import os
 import sys
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from functools import cached_property
@@ -19,7 +19,7 @@ from torch import Tensor, nn
 
 from surgeon.dispatch import ASIDES, SIZE_QUERIES, Applied, intercept, op_name
 from surgeon.errors import SurgeonError, TraceError
-from surgeon.modules import as_arguments, records, tensors_in, untouched
+from surgeon.modules import as_arguments, distinct, records, submodules, tensors_in, untouched
 from surgeon.trace.integers import Attribute, Ledger, Power, Tracked, ledger, tracked_roots
 
 _TORCH = os.path.dirname(torch.__file__) + os.sep
@@ -103,13 +103,13 @@ def source_line(location: tuple[str, int]) -> str:
     return f"{os.path.basename(path)}:{number}" + (f": {text}" if text else "")
 
 
-def track_attributes(model: nn.Module) -> None:
-    """Replace the integers held by modules, and by the plain objects that they hold, with tracked ones.
+def track_attributes(modules: Mapping[str, nn.Module]) -> None:
+    """Replace the integers held by modules, given by path, and by the plain objects that they hold, with tracked ones.
 
     ``untouched`` puts the originals back. An object that several modules hold goes by its first name.
     """
     seen: set[int] = set()
-    for path, module in model.named_modules():
+    for path, module in modules.items():
         plain = list(records(module))
         attributes = vars(module)
         attributes.update(_tracked(attributes, path, ""))
@@ -249,13 +249,14 @@ def record(
     Raises TraceError when the forward fails.
     """
     args, kwargs = as_arguments(example_inputs)
-    recording = _Recording(listener, {id(m): path for path, m in model.named_modules()}, start)
+    modules = distinct(submodules(model))
+    recording = _Recording(listener, {id(m): path for path, m in modules.items()}, start)
     recording.source_location = getattr(model, "source_location", None)
     entries = Ledger(where=lambda: source_line(recording.locate()))
     with untouched(model):
-        for module in model.modules():
+        for module in modules.values():
             vars(module)["training"] = training and bool(module._modules)
-        track_attributes(model)
+        track_attributes(modules)
         try:
             with torch.no_grad(), ledger(entries), tracked_roots(), recording.following(recall), intercept(recording):
                 output = model(*args, **kwargs)
