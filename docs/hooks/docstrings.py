@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
 import griffe
@@ -103,5 +104,6 @@ def _link(name: str) -> str:
 
 
 ERRORS = frozenset(
-    griffe.load("surgeon.errors", search_paths=["."], allow_inspection=False).exports or ()  # names in __all__
+    griffe.load("surgeon.errors", search_paths=[str(Path(__file__).parents[2])], allow_inspection=False).exports
+    or ()  # names in __all__
 )

@@ -32,6 +32,11 @@ class Proof:
     flops        multiply-adds: (predicted before, predicted after, fvcore before, fvcore after)
     params       (predicted after, counted after)
     uncounted    ops that fvcore does not count in the small model
+
+    Examples
+    --------
+    >>> proof = surgeon.verify(model, small, plan, x)
+    >>> assert proof.difference <= proof.tolerance
     """
 
     difference: float
@@ -65,7 +70,12 @@ def verify(
 
     Raises
     ------
-    VerificationError naming the first op where the two part.
+    VerificationError naming the first op where the two part, or saying that there is nothing to compare.
+
+    Examples
+    --------
+    >>> small = surgeon.operate(model, plan)
+    >>> print(surgeon.verify(model, small, plan, x))
     """
     model, small = bare(model), bare(small)
     _check_weights(model, small, plan)
