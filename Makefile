@@ -3,6 +3,7 @@
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
+DEMO_STAMP := $(VENV)/.installed-demo
 TEST_STAMP := $(VENV)/.installed-test
 BENCH_STAMP := $(VENV)/.installed-bench
 DOCS_STAMP := $(VENV)/.installed-docs
@@ -16,7 +17,7 @@ PAGES = $(wildcard README.md docs/*.md docs/*/*.md)
 test: $(TEST_STAMP)
 	$(BIN)/python -m pytest -n auto
 
-demo: $(TEST_STAMP)
+demo: $(DEMO_STAMP)
 	$(RUN) examples/digits_demo.py
 	$(RUN) examples/resnet50_demo.py
 
@@ -56,8 +57,14 @@ $(BIN)/python:
 
 # torch goes first and alone, at its pinned version: asked for together with packages that depend on it, pip may settle
 # on the newest release, whose default build brings several gigabytes of CUDA libraries.
-$(TEST_STAMP): pyproject.toml constraints.txt | $(BIN)/python
+$(DEMO_STAMP): pyproject.toml constraints.txt | $(BIN)/python
+	@echo "Installing torch and what the demonstration needs into $(VENV); this happens once and takes some minutes."
 	$(BIN)/python -m pip install -qq -c constraints.txt "$$(grep '^torch==' constraints.txt)"
+	$(BIN)/python -m pip install -qq -c constraints.txt -e '.[demo]'
+	touch $@
+
+$(TEST_STAMP): $(DEMO_STAMP)
+	@echo "Installing what the tests need into $(VENV); this happens once and takes some minutes."
 	$(BIN)/python -m pip install -qq -c constraints.txt -e '.[test]'
 	touch $@
 
