@@ -62,6 +62,22 @@ def accuracy(model: nn.Module) -> float:
     return float(model(torch.ones(1, 3, 16, 16)).sum())
 
 
+def loss(output: Any, target: Any) -> torch.Tensor:
+    """Return the loss of outputs, or that of a model on a batch: examples have both."""
+    if isinstance(output, nn.Module):
+        images, target = target
+        output = output(images)
+    return nn.functional.cross_entropy(output, target)
+
+
+class Tracker:
+    """The two methods that reports need of the module ``mlflow``."""
+
+    def log_metrics(self, metrics: dict[str, float], step: int | None = None) -> None: ...
+
+    def log_artifact(self, path: str) -> None: ...
+
+
 def checkpoint(model: nn.Module) -> None:
     """Write the model's weights in two files."""
     state = model.state_dict()
@@ -91,20 +107,32 @@ def namespace(names: set[str]) -> dict[str, Any]:
     given: dict[str, Any] = {
         "accuracy": accuracy,
         "batches": [torch.randn(4, 3, 16, 16) for _ in range(2)],
+        "batch": (torch.randn(4, 3, 16, 16), torch.arange(4)),
+        "copy": copy,
         "graph": graph,
+        "loader": [(torch.randn(4, 3, 16, 16), torch.arange(4)) for _ in range(2)],
+        "loss": loss,
+        "mlflow": Tracker(),
         "model": model,
         "optimizer": torch.optim.Adam(model.parameters()),
         "original": model,
         # The same cuts in a plan that has made no model yet.
         "plan": dataclasses.replace(result.plan, settings={**result.plan.settings, "criterion": "reviewed"}),
         "resnet50": Net,
+        "report": result.report,
         "result": result,
         "scores": surgeon.score(graph),
         "small": result.model,
         "surgeon": surgeon,
         "torch": torch,
+        "train": lambda model: None,
         "x": x,
+        "y": torch.tensor([3]),
     }
+    if hasattr(surgeon, "schedule"):
+        given["schedule"] = surgeon.schedule.gradual(flops=0.8, steps=4, every=2)
+    if "SummaryWriter" in names:
+        given["SummaryWriter"] = pytest.importorskip("torch.utils.tensorboard").SummaryWriter
     if names & {"pruned", "pruner"}:
         given["pruned"], given["pruner"] = torch_pruned(model, x)
     return given
