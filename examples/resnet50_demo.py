@@ -30,10 +30,8 @@ def main() -> None:
             print(f"  {group}")
     print(f"\nProof: {result.proof}\n")
 
-    report = str(result.report).splitlines()
-    totals = next(i for i, line in enumerate(report) if line.startswith("Totals"))
-    print("\n".join([*report[:14], "  ... (print(result.report) shows all)", *report[totals - 1 :]]))
-    print(f"Traced, scored, planned, cut, proved and counted in {seconds:.1f} s")
+    print(result.report)
+    print(f"\nTraced, scored, planned, cut, proved and counted in {seconds:.1f} s")
 
 
 if __name__ == "__main__":

@@ -13,6 +13,7 @@ from torch import nn
 from torch.export import ExportedProgram
 
 from surgeon.calibrate import calibration
+from surgeon.comparison import within
 from surgeon.errors import BudgetError
 from surgeon.evaluation import Evaluate, evaluated, require_callable
 from surgeon.graph import DependencyGraph
@@ -27,8 +28,10 @@ from surgeon.plan.cost import Cost
 from surgeon.plan.describe import describe
 from surgeon.plan.make import multiple
 from surgeon.plan.make import plan as make_plan
+from surgeon.progress import working
 from surgeon.recover import Recovery, check_method, recover
-from surgeon.report import Report, compare
+from surgeon.report import Report
+from surgeon.report import compare as side_by_side
 from surgeon.score import curves, score
 from surgeon.verify import Proof, count_flops, verify
 
@@ -83,7 +86,7 @@ def trace(model: Model, example_inputs: Any, *, keep: Iterable[Any] = (), method
     >>> print(graph.explain("layer3.0.conv1"))
     """
     model = bare(model)
-    with uncollected(), entering(method, model):
+    with working("tracing"), uncollected(), entering(method, model):
         recorded = run(model, example_inputs, keep)
         return DependencyGraph(model, recorded, method, example_inputs)
 
@@ -183,6 +186,7 @@ def plan(
     )
 
 
+@working("pruning")
 def prune(
     model: Model,
     example_inputs: Any,
@@ -268,7 +272,9 @@ def prune(
     proof = verify(model, cut, made, example_inputs, counts=counts) if check else None
     if found is None:
         mend(small, made)
-    report = compare(model, small, example_inputs, plan=made, counts=counts)
+    report = side_by_side(
+        model, small, example_inputs, plan=made, proof=proof, latency=within(made, model), counts=counts
+    )
     return Result(small, made, proof, report, found.evaluations if found else None, recoveries.get(id(made)))
 
 

@@ -15,6 +15,7 @@ SurgeonError
 ├── PlanMismatch        the plan was made for another architecture, or is malformed; names the tensor
 ├── FileError           a file that is damaged, incomplete or hostile, or can't be written
 ├── MigrateError        an optimizer's state that can't follow a cut
+├── PrunerError         a training loop that a pruner can't cut in: what it was given does not belong together
 ├── ConvertError        what another tool left that can't be read as a plan; says which values are ambiguous
 ├── ExportError         a file that can't be written, or that computes something else than the model
 ├── VerificationError   the small model does not compute what the masked original computes
@@ -44,6 +45,7 @@ __all__ = [
     "PlanMismatch",
     "FileError",
     "MigrateError",
+    "PrunerError",
     "ConvertError",
     "ExportError",
     "VerificationError",
@@ -116,6 +118,10 @@ class FileError(SurgeonError):
 
 class MigrateError(SurgeonError):
     """An optimizer's state that can't follow a cut."""
+
+
+class PrunerError(SurgeonError):
+    """A pruner was given what does not belong together, or is called where it can't work."""
 
 
 class ConvertError(SurgeonError):

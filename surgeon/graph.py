@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import fnmatch
+import os
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from functools import cached_property
@@ -16,10 +17,12 @@ from scipy import sparse
 from torch import Tensor, nn
 
 from surgeon.counts import Counted, Counts, Held, Node, counted
+from surgeon.drawing import draw, to_dot
 from surgeon.errors import NothingPrunable, UnknownLayer
 from surgeon.groups import Group, Pieces, Place, first_steps, locate, named, pin, sums
 from surgeon.labels.lifetimes import Allocation
 from surgeon.labels.ops import Op, needed
+from surgeon.labels.remaining import remaining
 from surgeon.labels.run import Run
 from surgeon.labels.sizes import Constraint, Index, Settlement, settle
 from surgeon.labels.space import Reason
@@ -44,6 +47,7 @@ class DependencyGraph:
 
     def __init__(self, model: nn.Module, recorded: Run, method: str = "forward", example_inputs: Any = None) -> None:
         flow, constraints = recorded.flow, recorded.constraints
+        self.recorded = recorded
         self.model, self.method, self.example_inputs = model, method, example_inputs
         self.solution = solve(flow.space)
         self.counts = Counts(self.solution)
@@ -165,12 +169,54 @@ class DependencyGraph:
             groups.append(Group("", len(classes), classes, (classes,), members, {}, reason))
         return groups
 
+    def without(self, units: Iterable[int]) -> Run:
+        """Return the recording of the model that is left when units go, without running it.
+
+        Made before the cut, it becomes a graph after it, ``DependencyGraph(model, recording, ...)``, when the integers
+        that modules hold are those of the small model.
+        """
+        return remaining(self.recorded, ~self.dead_classes(units)[self.solution.class_of])
+
     # -- asking --------------------------------------------------------------------------------------
 
     @cached_property
     def layers(self) -> nx.DiGraph:
         """A node per layer that owns parameters and an edge per dependency."""
         return _layer_graph(self)
+
+    def draw(self, path: str | os.PathLike[str] | None = None, *, axes: Any = None) -> Any:
+        """Draw the layers with matplotlib, coloured by the group of their outputs; return the axes.
+
+        Parameters
+        ----------
+        path : where to write a picture, such as "layers.svg"
+        axes : matplotlib axes to draw on, in place of new ones
+
+        Raises
+        ------
+        SurgeonError where matplotlib is missing.
+
+        Examples
+        --------
+        >>> graph.draw("layers.svg")
+        """
+        return draw(self.layers, self._owners(), path, axes)
+
+    def to_dot(self) -> str:
+        """Return the layers as text for Graphviz, coloured by the group of their outputs.
+
+        Examples
+        --------
+        >>> Path("layers.dot").write_text(graph.to_dot())  # dot -Tsvg layers.dot -o layers.svg
+        """
+        return to_dot(self.layers, self._owners())
+
+    def _owners(self) -> dict[str, str | None]:
+        """Map layers to the group of their outputs, None for those that stay."""
+        owners: dict[str, str | None] = dict.fromkeys(self.layers)
+        for group in reversed(self.free):
+            owners.update({m.layer: group.name for m in group.members if "out" in m.sides and m.layer in owners})
+        return owners
 
     @property
     def free(self) -> list[Group]:

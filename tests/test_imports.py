@@ -17,16 +17,17 @@ ROOT = Path(surgeon.__file__).parent
 
 # From the bottom up. A package imports from lower layers, and from its own without a cycle.
 LAYERS = (
-    {"errors", "files", "aten", "dispatch", "exported", "modules", "evaluation"},
+    {"errors", "files", "aten", "dispatch", "exported", "modules", "evaluation", "progress", "marks"},
     {"calibrate"},
     {"trace"},
     {"labels"},
-    {"counts", "groups"},
+    {"counts", "groups", "drawing"},
     {"graph"},
     {"score", "plan", "operate", "verify", "recover", "report", "deploy", "guard"},
-    {"latency"},
+    {"latency", "schedule"},
+    {"comparison"},
     {"api"},
-    {"convert", "sensitivity"},
+    {"convert", "sensitivity", "pruner"},
     {"cli"},
     {"__main__"},
 )
@@ -146,6 +147,7 @@ def test_public_names() -> None:
         "Pareto",
         "Plan",
         "Proof",
+        "Pruner",
         "Recovery",
         "Report",
         "Result",

@@ -527,7 +527,7 @@ def test_progress(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture
         return captured.err
 
     assert not shown(progress=True)  # far less than two seconds
-    monkeypatch.setattr(sys.modules["surgeon.sensitivity.sensitivity"], "PATIENCE", 0.0)
+    monkeypatch.setattr(sys.modules["surgeon.progress"], "PATIENCE", 0.0)
     assert not shown()
     assert not shown(progress=False)
     assert "6/6" in shown(progress=True)

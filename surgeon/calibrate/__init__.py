@@ -6,7 +6,7 @@ from surgeon.calibrate.layers import Layer, contractions, examined, layers
 from surgeon.calibrate.noise import noise
 from surgeon.calibrate.operand import MOVES
 from surgeon.calibrate.ridge import Moments, Sums
-from surgeon.calibrate.shared import gathered, shown
+from surgeon.calibrate.shared import gathered
 from surgeon.calibrate.statistics import drawn, input_moments
 from surgeon.calibrate.tape import Leaf, Player, Slot, Step, Tape, aligned, record, replaced
 
@@ -35,6 +35,5 @@ __all__ = [
     "noise",
     "record",
     "replaced",
-    "shown",
     "size",
 ]

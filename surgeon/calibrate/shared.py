@@ -1,17 +1,12 @@
-"""Sums over processes, and progress."""
+"""Sums over processes."""
 
 from __future__ import annotations
 
-import sys
-from collections.abc import Iterable, Iterator, Sequence
-from typing import TypeVar
+from collections.abc import Sequence
 
 import torch
 import torch.distributed as dist
-from rich.progress import track
 from torch import Tensor
-
-Item = TypeVar("Item")
 
 
 def gathered(sums: Sequence[Tensor]) -> list[Tensor]:
@@ -27,8 +22,3 @@ def gathered(sums: Sequence[Tensor]) -> list[Tensor]:
 def together() -> bool:
     """Tell whether ``torch.distributed`` is at work."""
     return dist.is_available() and dist.is_initialized()
-
-
-def shown(items: Iterable[Item], what: str) -> Iterator[Item]:
-    """Yield items, with a progress bar on a terminal."""
-    yield from track(items, what, transient=True, disable=not sys.stderr.isatty())

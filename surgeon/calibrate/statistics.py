@@ -11,6 +11,7 @@ from surgeon.calibrate.layers import layers
 from surgeon.calibrate.ridge import Moments, Sums
 from surgeon.calibrate.tape import Player, Tape, aligned
 from surgeon.errors import DataError
+from surgeon.progress import tracked
 
 
 def drawn(many: int, count: int, draw: torch.Generator) -> Tensor:
@@ -47,7 +48,7 @@ def input_moments(
             whole.add(name)
     draw = torch.Generator().manual_seed(seed)
     sums = {name: Sums(name in whole) for name in cost}
-    for tape in tapes:
+    for tape in tracked(tapes, "looking at activations"):
         player = Player(tape)
         for call, name in calls:
             player.advance(call.at)

@@ -5,13 +5,15 @@ from __future__ import annotations
 import json
 import math
 import sys
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Mapping
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from typing import Any, TextIO
 
 import numpy as np
 from rich.console import Console
+
+from surgeon.progress import Work, working
 
 # Columns of tables that go to a file or a pipe.
 WIDTH = 100
@@ -63,12 +65,6 @@ def note(text: str) -> None:
     print(text, file=sys.stderr)
 
 
-@contextmanager
-def step(text: str) -> Iterator[None]:
+def step(text: str) -> AbstractContextManager[Work]:
     """Show what is being done while it is, where a person is watching."""
-    console = Console(stderr=True)
-    if not console.is_terminal:
-        yield
-        return
-    with console.status(f"{text} ..."):
-        yield
+    return working(text, patience=0.0)

@@ -12,8 +12,9 @@ from surgeon.api import trace
 from surgeon.cli import options
 from surgeon.cli.answer import Answer, step
 from surgeon.cli.small import Subject, plan_of, small_model, subject
+from surgeon.comparison import compare
 from surgeon.graph import DependencyGraph
-from surgeon.report import compare
+from surgeon.report import Whole
 from surgeon.verify import count_flops
 from surgeon.verify import verify as prove
 from surgeon.verify.count import Count
@@ -29,6 +30,7 @@ surgeon verify net.pt2 small.pt2 --plan plan.json
 """
 REPORT = """
 surgeon report net:make small/ --input 1x3x32x32
+surgeon report torchvision:resnet50 small/ --all --latency
 """
 
 
@@ -90,18 +92,21 @@ def report(
     arg: options.Arguments = None,
     weights: options.Weights = None,
     input: options.Inputs = None,
+    whole: Annotated[bool, typer.Option("--all", help="show all layers and groups")] = False,
+    latency: Annotated[bool, typer.Option("--latency", help="measure both in turn, too")] = False,
     seed: options.Seed = 0,
     device: options.Device = "cpu",
     as_json: options.AsJson = False,
 ) -> Answer:
-    """Count a model and what became of it, layer by layer: FLOPs, parameters, bytes."""
+    """Count a model and what became of it, layer by layer: FLOPs, parameters, bytes, and time where asked."""
     made = plan_of(small, plan)
     given = subject(model, arg, weights, input, seed, device)
     cut = small_model(small, given.reference, seed, device)
     with step("counting"):
-        found = compare(given.model, cut, given.inputs, plan=made)
-    ratios = {"compression_ratio": found.compression_ratio, "theoretical_speedup": found.theoretical_speedup}
-    return Answer({"model": model, "small": str(small), **asdict(found), **ratios}, (found,))
+        found = compare(given.model, cut, given.inputs, plan=made, latency=latency)
+    return Answer(
+        {**found.document(plan=False), "model": model, "small": str(small)}, (Whole(found) if whole else found,)
+    )
 
 
 # -- inspect -----------------------------------------------------------------------------------------

@@ -14,7 +14,7 @@ from torch import nn
 from surgeon.api import plan as make_plan
 from surgeon.api import trace
 from surgeon.cli import options
-from surgeon.cli.answer import Answer, dumps, note, step
+from surgeon.cli.answer import WIDTH, Answer, dumps, note, step
 from surgeon.cli.folder import published, require_free
 from surgeon.cli.small import PLAN, PROGRAM, WEIGHTS, Subject, subject
 from surgeon.deploy import export, save
@@ -115,7 +115,7 @@ def _cut(
         )
     with step("proving"):
         proof = verify(given.model, small, made, given.inputs, counts=counts)
-    return small, made, proof, compare(given.model, small, given.inputs, plan=made, counts=counts)
+    return small, made, proof, compare(given.model, small, given.inputs, plan=made, proof=proof, counts=counts)
 
 
 def _written(out: Path, given: Subject, small: Any, made: Plan, proof: Proof, report: Report, onnx: bool) -> Answer:
@@ -133,9 +133,9 @@ def _written(out: Path, given: Subject, small: Any, made: Plan, proof: Proof, re
                 exported = {"difference": done.difference, "checked": list(done.checked)}
             except ExportError as error:
                 failed = error
-        text = f"{made}\n{proof}\n{report}"
+        text = f"{made}\n{proof}\n{report.text(layers=None, width=WIDTH, ascii_only=False)}\n"
         (folder / "report.txt").write_text(text, encoding="utf-8")
-        facts |= {"onnx": exported, "needs_plan": reason, "report": asdict(report)}
+        facts |= {"onnx": exported, "needs_plan": reason, "report": report.document(plan=False)}
         (folder / "report.json").write_text(dumps(facts) + "\n", encoding="utf-8")
         made.save(folder / PLAN)
         files = sorted(path.name for path in folder.iterdir())

@@ -20,6 +20,7 @@ from surgeon.deploy.shapes import Dynamic, Inputs, doubled, dynamic_shapes, inpu
 from surgeon.errors import ExportError, SurgeonError
 from surgeon.files.atomic import explained
 from surgeon.modules import bare, evaluating, tensors_in, untouched
+from surgeon.progress import working
 
 # Largest difference allowed, relative to the largest value of an output, by the output's type.
 TOLERANCE = {torch.float64: 1e-4, torch.float32: 1e-4, torch.float16: 2e-2, torch.bfloat16: 1e-1}
@@ -50,6 +51,7 @@ class Exported:
         )
 
 
+@working("exporting")
 def export(
     model: Exportable,
     path: str | os.PathLike[str],

@@ -22,6 +22,7 @@ from surgeon.files.atomic import explained, synced, write_text
 from surgeon.files.checkpoint import INDEX, PIECE, Reader, Source, headers
 from surgeon.operate.pieces import Sieve
 from surgeon.plan.plan import Plan
+from surgeon.progress import Work, working
 
 PLAN = "surgeon-plan.json"
 
@@ -118,9 +119,10 @@ class _Run:
         journal = Journal(self.parts / "journal", self.digest)
         try:
             # One thread reads and picks while the other digests and writes.
-            with Reader() as reader, ThreadPoolExecutor(1) as thread:
+            many = sum(len(shard.targets) for shard in self.shards)
+            with Reader() as reader, ThreadPoolExecutor(1) as thread, working("cutting", many) as work:
                 writer = _Beside(thread)
-                resumed = sum(self._write(shard, reader, writer, journal) for shard in self.shards)
+                resumed = sum(self._write(shard, reader, writer, journal, work) for shard in self.shards)
             self._publish(journal)
         except FileError as error:
             raise FileError(
@@ -165,7 +167,7 @@ class _Run:
 
     # -- tensors ---------------------------------------------------------------------------------------
 
-    def _write(self, shard: Shard, reader: Reader, writer: _Beside, journal: Journal) -> int:
+    def _write(self, shard: Shard, reader: Reader, writer: _Beside, journal: Journal, work: Work) -> int:
         """Write what is missing of a file; return how many of its tensors were there."""
         path = self.parts / shard.name
         if not path.exists() and (self.folder / shard.name).exists():
@@ -177,6 +179,7 @@ class _Run:
                 _write_at(handle, memoryview(shard.header), 0)
                 intact = 0
                 for target in shard.targets:
+                    work.done += 1
                     name = target.stored.name
                     if name in journal.done and _digest(path, target, reader) == journal.done[name]:
                         intact += 1

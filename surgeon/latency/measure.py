@@ -15,6 +15,7 @@ import torch
 
 from surgeon.latency.backends import Runner, prepare
 from surgeon.modules import Model, as_arguments, bare, evaluating, tensors_in, uncollected
+from surgeon.progress import working
 
 Clock = Callable[[], float]
 
@@ -83,6 +84,7 @@ def measure(
         return race(runners, example_inputs, backend, runs, precision, seconds, clock)
 
 
+@working("measuring latency", still=True)
 def race(
     runners: Sequence[Runner],
     example_inputs: Any,

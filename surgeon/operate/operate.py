@@ -18,6 +18,7 @@ from surgeon.modules import Model, bare, holder, named_parameters, named_tensors
 from surgeon.operate.lineage import remember
 from surgeon.operate.select import factors, select, shrunk
 from surgeon.plan.plan import Edit, Plan
+from surgeon.progress import working
 
 
 @overload
@@ -25,6 +26,7 @@ def operate(model: nn.Module, plan: Plan, *, inplace: bool = False) -> nn.Module
 @overload
 def operate(model: ExportedProgram | str | os.PathLike[str], plan: Plan) -> ExportedProgram: ...
 @uncollected()
+@working("cutting")
 def operate(model: Model, plan: Plan, *, inplace: bool = False) -> nn.Module | ExportedProgram:
     """Return a smaller model of the same class; the original is untouched unless ``inplace``.
 

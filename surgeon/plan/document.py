@@ -90,7 +90,7 @@ def _natural(name: str) -> list[tuple[int, int, str]]:
 def _ordered(data: Any) -> Any:
     if isinstance(data, Mapping):
         return {name: _ordered(data[name]) for name in sorted(data, key=_natural)}
-    return data
+    return [_ordered(item) for item in data] if isinstance(data, (list, tuple)) else data
 
 
 # -- reading -----------------------------------------------------------------------------------------

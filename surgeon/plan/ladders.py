@@ -34,34 +34,35 @@ def ladders(
     losses: Mapping[str, Any],
 ) -> tuple[list[Ladder], list[Overlap]]:
     """Return a ladder for every group that may be cut, or for all groups of a kind, and what pairs of them share."""
-    limits = _limits(graph, groups)
-    movable = _movable(graph, heads)
+    shares = limits(graph, groups)
+    chosen = movable(graph, heads)
     for name in losses:
         if name not in {g.name for g in graph.free}:
             raise UnknownLayer(name, [g.name for g in graph.free])
     found = []
-    for group in movable:
+    for group in chosen:
         order, share = ranked(group, scores)
         curve = _log_share(graph, group, share) if group.name not in losses else _measured(group, losses[group.name])
-        found.append(_ladder(graph, group, order, curve, round_to, floor, limits.get(group.name, (0.0, 1.0))))
-    overlaps = [Overlap(*both) for both in graph.overlaps(movable)]
+        found.append(_ladder(graph, group, order, curve, round_to, floor, shares.get(group.name, (0.0, 1.0))))
+    overlaps = [Overlap(*both) for both in graph.overlaps(chosen)]
     return _tied(found, overlaps) if uniform else (found, overlaps)
 
 
 # -- which groups, and how far -----------------------------------------------------------------------
 
 
-def _limits(graph: DependencyGraph, asked: Mapping[str, Any]) -> dict[str, Limit]:
-    limits: dict[str, Limit] = {}
+def limits(graph: DependencyGraph, asked: Mapping[str, Any]) -> dict[str, Limit]:
+    """Return the least and the largest share that may go from the groups that names and globs ask about."""
+    found: dict[str, Limit] = {}
     for pattern, share in asked.items():
         low, high = _interval(pattern, share)
         hit = [g for g in graph.groups if any(fnmatch.fnmatchcase(name, pattern) for name in _producers(g))]
         if not hit:
             raise UnknownLayer(pattern, [g.name for g in graph.groups])
         for group in hit:
-            known = limits.get(group.name, (0.0, 1.0))
-            limits[group.name] = max(low, known[0]), min(high, known[1])
-    return limits
+            known = found.get(group.name, (0.0, 1.0))
+            found[group.name] = max(low, known[0]), min(high, known[1])
+    return found
 
 
 def _interval(pattern: str, share: Any) -> Limit:
@@ -79,7 +80,7 @@ def _producers(group: Group) -> set[str]:
     return {group.name, *(m.layer for m in group.members if "out" in m.sides)}
 
 
-def _movable(graph: DependencyGraph, heads: bool | str) -> list[Group]:
+def movable(graph: DependencyGraph, heads: bool | str) -> list[Group]:
     """Return the groups that may be cut: of rows that hold columns, one of the two, unless both are asked for."""
     outer, inner = graph.nesting()
     # Rows of rows would overlap three by three: of those, the outermost and the innermost are cut.

@@ -25,6 +25,7 @@ from surgeon.plan.ladders import ladders
 from surgeon.plan.plan import Plan
 from surgeon.plan.problem import Problem
 from surgeon.plan.solve import Choice, solve
+from surgeon.progress import working
 
 if TYPE_CHECKING:
     from surgeon.graph import DependencyGraph
@@ -41,6 +42,7 @@ COSTS: dict[str, Callable[[DependencyGraph], costs.Cost | costs.Peak]] = {
 }
 
 
+@working("choosing what goes")
 def plan(
     graph: DependencyGraph,
     scores: Mapping[str, Any],
@@ -65,7 +67,7 @@ def plan(
     bounds : further budgets, on costs of one's own
     """
     targets = _targets({"flops": flops, "params": params, "memory": memory})
-    _check(targets[0], ratio, scope, round_to, floor, heads, bool(bounds))
+    check(targets[0], ratio, scope, round_to, floor, heads, bool(bounds))
     graph.require_free()
     grid = multiple(graph, round_to)
     curves = losses.losses() if hasattr(losses, "losses") else losses or {}
@@ -119,7 +121,7 @@ def _targets(asked: Mapping[str, Any]) -> list[dict[str, Any]]:
     return [{**asked, **{name: values[i] for name, values in lists.items()}} for i in range(lengths.pop())]
 
 
-def _check(
+def check(
     target: Mapping[str, Any],
     ratio: Any,
     scope: str,

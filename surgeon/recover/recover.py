@@ -10,11 +10,12 @@ from typing import Any
 import torch
 from torch import nn
 
-from surgeon.calibrate import calibration, noise, shown, size
+from surgeon.calibrate import calibration, noise, size
 from surgeon.errors import DataError, PlanMismatch, RecoverError
 from surgeon.exported import Program
 from surgeon.modules import bare, buffers_kept, entering, named_tensors
 from surgeon.plan.plan import Plan
+from surgeon.progress import tracked, working
 from surgeon.recover.fold import Folds
 from surgeon.recover.gather import Limits
 from surgeon.recover.norms import Renormed, renorm
@@ -102,7 +103,7 @@ def recover(
     if method == "norms" and isinstance(model, Program):
         raise RecoverError("an exported program has no training mode, in which batch norms are estimated; try 'ridge'")
     noisy = data is None or method == "noise"
-    with torch.no_grad(), entering(plan.method, model, small):
+    with torch.no_grad(), entering(plan.method, model, small), working("compensating"):
         if noisy:
             given = example_inputs if example_inputs is not None or data is None else calibration(data, 2)[0]
             fixed = isinstance(model, Program) and model.fixed
@@ -116,7 +117,7 @@ def recover(
             with buffers_kept(model):
                 return Recovery(method, tuple(renorm(model, small, batches)), many)
         folds = partial(Folds, merge=method == "merge") if method in ("bias", "merge") else None
-        track = partial(shown, what="compensating")
+        track = partial(tracked, text="compensating")
         limits = Limits(rows, memory)
         found = refit(model, small, plan, batches, limits, seed, proposals=folds, measured=not noisy, track=track)
     return Recovery(method, tuple(found), many, noisy)

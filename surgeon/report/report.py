@@ -1,46 +1,26 @@
-"""What was saved: totals and a row per layer."""
+"""The report: what a model was, what became of it, and how it is shown."""
 
 from __future__ import annotations
 
-import json
 import math
-from collections.abc import Mapping
-from dataclasses import asdict, dataclass, field
-from typing import Any
+import os
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any
 
 from rich.console import Console
-from rich.table import Table
-from torch import nn
 
-from surgeon.modules import Model, bare
 from surgeon.plan.plan import Plan
-from surgeon.verify.count import Count, count_flops
+from surgeon.report.document import document, read, written
+from surgeon.report.plot import plot
+from surgeon.report.records import Environment, GroupRow, Latency, LayerRow, Totals
+from surgeon.report.shares import Share, shares
+from surgeon.report.text import LAYERS, WIDTH, plain, rendered
+from surgeon.report.tracking import log, metrics
+from surgeon.verify.verify import Proof
 
-
-@dataclass(frozen=True)
-class LayerRow:
-    """One layer: weight shape, multiply-adds and parameters, each before and after."""
-
-    name: str
-    shape: tuple[tuple[int, ...], tuple[int, ...]]
-    flops: tuple[float, float]
-    params: tuple[int, int]
-
-    @property
-    def share_cut(self) -> float:
-        """Share of the layer's parameters that went."""
-        return 1 - self.params[1] / self.params[0] if self.params[0] else 0.0
-
-
-@dataclass(frozen=True)
-class Totals:
-    """Sums over a model: multiply-adds, parameters, bytes, and the same counting non-zero weights only."""
-
-    flops: float
-    params: int
-    bytes: int
-    nonzero_flops: float
-    nonzero_params: int
+if TYPE_CHECKING:
+    from rich.console import ConsoleOptions, RenderableType
 
 
 @dataclass(frozen=True)
@@ -49,6 +29,19 @@ class Report:
 
     ``compression_ratio`` is original / new parameters and ``theoretical_speedup`` original / new multiply-adds,
     each also by non-zero weights (Blalock et al., 2020, "What is the State of Neural Network Pruning?").
+
+    before, after  sums over the model
+    layers         a row per layer that owns parameters
+    model          name of the model's class
+    counter        what counted the FLOPs
+    uncounted      operators that it does not count
+    note           why nothing was counted, if so
+    out_of_reach   reason -> share of the multiply-adds that no cut makes cheaper
+    groups, pins   coupled groups and what was cut of them, and group -> why it stays; empty without a plan
+    plan, proof    what made the small model, and what was checked, where they were given
+    latency        what was measured, where that was asked for
+    environment    where the report was made
+    anatomy        what pictures of the graph need, beside the report; no part of its equality or its JSON
     """
 
     before: Totals
@@ -58,6 +51,14 @@ class Report:
     uncounted: tuple[str, ...] = ()
     note: str = ""
     out_of_reach: Mapping[str, float] = field(default_factory=dict)
+    model: str = ""
+    groups: tuple[GroupRow, ...] = ()
+    pins: Mapping[str, str] = field(default_factory=dict)
+    plan: Plan | None = None
+    proof: Proof | None = None
+    latency: Latency | None = None
+    environment: Environment | None = None
+    anatomy: Any = field(default=None, compare=False, repr=False)
 
     @property
     def compression_ratio(self) -> float:
@@ -75,151 +76,108 @@ class Report:
     def nonzero_theoretical_speedup(self) -> float:
         return _ratio(self.before.flops, self.after.nonzero_flops)
 
-    def to_json(self) -> str:
-        """Write the report as JSON."""
-        ratios = (
-            "compression_ratio",
-            "theoretical_speedup",
-            "nonzero_compression_ratio",
-            "nonzero_theoretical_speedup",
-        )
-        return json.dumps({**asdict(self), **{name: getattr(self, name) for name in ratios}}, indent=1)
+    def document(self, plan: bool = True) -> dict[str, Any]:
+        """Return the report as plain data, as ``to_json`` writes it, with or without the plan."""
+        return document(self, plan)
 
-    def __rich_console__(self, console: Console, options: Any) -> Any:
-        yield self._layer_table()
-        yield self._total_table()
-        if self.uncounted:
-            yield f"Not counted by fvcore: {', '.join(self.uncounted)}"
-        if self.out_of_reach:
-            yield _reach(self.out_of_reach)
-        if self.note:
-            yield self.note
+    def to_json(self) -> str:
+        """Write the report, with its plan, as JSON: see docs/report-format.md."""
+        return written(self)
+
+    @staticmethod
+    def from_json(text: str | bytes) -> Report:
+        """Read a report that ``to_json`` wrote; raises SurgeonError for anything else."""
+        return Report(**read(text))
+
+    def text(self, *, layers: int | None = LAYERS, width: int = WIDTH, ascii_only: bool | None = None) -> str:
+        """Return what a terminal shows, without colours.
+
+        Parameters
+        ----------
+        layers : rows of layers at most, the largest ones, and half as many groups; None for all
+        width : cells per line
+        ascii_only : without arrows and blocks; by default where standard output can't show them
+
+        Examples
+        --------
+        >>> print(result.report.text(layers=None, width=120))
+        """
+        return plain(self, width, layers, ascii_only)
+
+    def shares(self, *patterns: str, kind: str | None = None, after: bool = False) -> dict[str, Share]:
+        """Return each layer's part in the multiply-adds and the parameters of some layers, together 1 of each.
+
+        Parameters
+        ----------
+        patterns : names or globs of layers, all by default
+        kind : class of layers, such as "Conv2d"
+        after : of the small model, not of the original
+
+        Raises
+        ------
+        UnknownLayer for a pattern, SurgeonError for a class that there is not.
+
+        Examples
+        --------
+        >>> last = list(report.shares(kind="Conv2d").values())[-3:]
+        >>> sum(share.params for share in last), sum(share.flops for share in last)
+        """
+        return shares(self, patterns, kind, after)
+
+    def metrics(self) -> dict[str, float]:
+        """Return what the report says in numbers, flat: ``{"surgeon/flops_before": 4.1e9, ...}``.
+
+        FLOPs are multiply-adds, ``memory`` and ``bytes`` are bytes, ``latency`` is seconds. What is not known is left
+        out.
+        """
+        return metrics(self)
+
+    def log(self, target: Any, step: int | None = None) -> None:
+        """Give metrics, report and plan to an experiment tracker: see docs/tracking.md.
+
+        Parameters
+        ----------
+        target : the module ``mlflow``, a TensorBoard ``SummaryWriter``, a run of Weights & Biases, or anything with
+            ``log_metrics(metrics, step)`` and ``log_artifact(path)``
+        step : where on the tracker's axis
+
+        Raises
+        ------
+        SurgeonError for a target that is no tracker.
+
+        Examples
+        --------
+        >>> result.report.log(mlflow)
+        >>> result.report.log(SummaryWriter("runs/pruned"), step=10)
+        """
+        log(self, target, step)
+
+    def plot(self, path: str | os.PathLike[str] | None = None) -> Any:
+        """Draw FLOPs, parameters and widths per layer, before and after, and where both sit; return the figure.
+
+        Parameters
+        ----------
+        path : where to write a picture, such as "report.svg"
+
+        Raises
+        ------
+        SurgeonError where matplotlib is missing.
+
+        Examples
+        --------
+        >>> result.report.plot("report.png")
+        """
+        return plot(self, path)
+
+    def __rich_console__(self, console: Console, options: ConsoleOptions) -> Iterator[RenderableType]:
+        yield from rendered(self, console, options)
 
     def __str__(self) -> str:
-        console = Console(width=100, color_system=None)
-        with console.capture() as captured:
-            console.print(self)
-        return captured.get()
+        return self.text()
 
-    def _layer_table(self) -> Table:
-        table = Table(title="Layers", title_justify="left", header_style="bold", pad_edge=False)
-        table.add_column("layer", overflow="fold")
-        for heading in ("weight", "FLOPs", "parameters", "cut"):
-            table.add_column(heading, justify="right")
-        for row in self.layers:
-            if row.share_cut > 0 or row.flops[0] != row.flops[1]:
-                table.add_row(
-                    row.name,
-                    _arrow(_shape(row.shape[0]), _shape(row.shape[1])),
-                    _arrow(*map(_short, row.flops)),
-                    _arrow(*map(_short, row.params)),
-                    f"{row.share_cut:.0%}",
-                )
-        same = sum(row.share_cut <= 0 and row.flops[0] == row.flops[1] for row in self.layers)
-        table.caption = f"{same} layer{'s' * (same > 1)} as before" if same else None
-        return table
-
-    def _total_table(self) -> Table:
-        table = Table(title="Totals", title_justify="left", header_style="bold", pad_edge=False)
-        for heading in ("", "before", "after", "left", "ratio"):
-            table.add_column(heading, justify="left" if not heading else "right")
-        rows = (
-            ("FLOPs (multiply-adds)", self.before.flops, self.after.flops, "theoretical speed-up"),
-            ("parameters", self.before.params, self.after.params, "compression ratio"),
-            ("bytes of weights", self.before.bytes, self.after.bytes, ""),
-            ("FLOPs, non-zero weights", self.before.nonzero_flops, self.after.nonzero_flops, ""),
-            ("parameters, non-zero", self.before.nonzero_params, self.after.nonzero_params, ""),
-        )
-        for name, old, new, what in rows:
-            share = f"{new / old:.1%}" if old else "-"
-            table.add_row(name, _short(old), _short(new), share, f"{_ratio(old, new):.2f}x {what}".strip())
-        return table
-
-
-def compare(
-    model: Model,
-    small: Model,
-    example_inputs: Any,
-    *,
-    plan: Plan | None = None,
-    counts: tuple[Count, Count] | None = None,
-) -> Report:
-    """Count both models and put them side by side; a plan tells what was out of reach.
-
-    Examples
-    --------
-    >>> print(surgeon.compare(model, small, x))
-    """
-    model, small = bare(model), bare(small)
-    method = plan.method if plan is not None else "forward"
-    before, after = counts or tuple(count_flops(m, example_inputs, method=method) for m in (model, small))
-    rows = []
-    layers = dict(small.named_modules())
-    for name, module in model.named_modules():
-        own = list(module.parameters(recurse=False))
-        if own and name in layers:
-            new = list(layers[name].parameters(recurse=False))
-            shapes = (tuple(own[0].shape), tuple(new[0].shape))
-            params = (sum(p.numel() for p in own), sum(p.numel() for p in new))
-            rows.append(
-                LayerRow(name, shapes, (_own_flops(model, name, before), _own_flops(small, name, after)), params)
-            )
-    note = before.failed or after.failed
-    return Report(
-        _totals(model, before),
-        _totals(small, after),
-        tuple(rows),
-        uncounted=tuple(sorted(after.uncounted)),
-        note=note,
-        out_of_reach=plan.out_of_reach if plan is not None else {},
-    )
-
-
-def _reach(shares: Mapping[str, float], most: int = 5) -> str:
-    """Say what could not be cut: the largest shares with their reasons."""
-    lines = [f"Out of reach: {sum(shares.values()):.1%} of the FLOPs"]
-    lines += [f"  {share:.1%}  {reason}" for reason, share in list(shares.items())[:most]]
-    return "\n".join(lines + ([f"  and {len(shares) - most} more reasons, in the plan"] if len(shares) > most else []))
-
-
-def _own_flops(model: nn.Module, name: str, count: Count) -> float:
-    """Multiply-adds of a layer without those of its children."""
-    children = (f"{name}.{child}" if name else child for child, _ in model.get_submodule(name).named_children())
-    return count.by_module.get(name, 0.0) - sum(count.by_module.get(child, 0.0) for child in children)
-
-
-def _totals(model: nn.Module, count: Count) -> Totals:
-    params = list(model.parameters())
-    tensors = {id(t): t for t in (*params, *model.buffers())}.values()
-    zero_flops = 0.0
-    for name, module in model.named_modules():
-        weight = module._parameters.get("weight")
-        if weight is not None and weight.dim() > 1 and weight.numel():
-            zeros = 1 - int(weight.detach().count_nonzero()) / weight.numel()
-            zero_flops += zeros * _own_flops(model, name, count) if zeros else 0.0
-    return Totals(
-        flops=count.total,
-        params=sum(p.numel() for p in params),
-        bytes=sum(t.numel() * t.element_size() for t in tensors),
-        nonzero_flops=count.total - zero_flops,
-        nonzero_params=sum(int(p.detach().count_nonzero()) for p in params),
-    )
+    def __repr__(self) -> str:
+        return f"Report({self.model}: {self.before} -> {self.after})"
 
 
 def _ratio(old: float, new: float) -> float:
     return old / new if new else math.inf
-
-
-def _shape(shape: tuple[int, ...]) -> str:
-    return "x".join(map(str, shape))
-
-
-def _arrow(old: str, new: str) -> str:
-    return old if old == new else f"{old} -> {new}"
-
-
-def _short(value: float) -> str:
-    for scale, unit in ((1e12, "T"), (1e9, "G"), (1e6, "M"), (1e3, "k")):
-        if abs(value) >= scale:
-            return f"{value / scale:.4g}{unit}"
-    return f"{value:.4g}"

@@ -13,6 +13,7 @@ from torch import Tensor
 from surgeon.calibrate import Layer, Moments, Player, Step, Tape, calibration, input_moments, layers, record
 from surgeon.modules import entering
 from surgeon.plan.ladders import ranked
+from surgeon.progress import tracked
 from surgeon.score.moments import RIDGE
 from surgeon.score.readers import Reader, readers
 
@@ -81,7 +82,7 @@ def curves(
     work = [(readers(graph, group, found), group) for group in graph.free]
     work = [(read, group) for read, group in work if read]
     measured = {}
-    for read, group in sorted(work, key=lambda item: _start(item[0])):
+    for read, group in tracked(sorted(work, key=lambda item: _start(item[0])), "measuring loss curves"):
         for player in base:
             player.advance(_start(read))
         order, _ = ranked(group, scores)

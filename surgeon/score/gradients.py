@@ -10,9 +10,10 @@ from torch import Tensor
 from torch.func import functional_call
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
-from surgeon.calibrate import batches, fitting, gathered, inputs, shown
+from surgeon.calibrate import batches, fitting, gathered, inputs
 from surgeon.errors import DataError, ScoreError
 from surgeon.modules import as_arguments, entering, evaluating, tensors_in, untouched
+from surgeon.progress import length, tracked
 
 if TYPE_CHECKING:
     from surgeon.graph import DependencyGraph
@@ -128,7 +129,7 @@ def _losses(graph: DependencyGraph, data: Iterable[Any], loss: Loss) -> Iterator
     if loss is None:
         raise ScoreError("this criterion needs a loss: loss(output, *rest of the batch) -> a scalar")
     weights = {name: p.detach().requires_grad_() for name, p in graph.model.named_parameters() if p.is_floating_point()}
-    for batch in shown(batches(data), "scoring"):
+    for batch in tracked(batches(data), "scoring", length(data)):
         with _still(graph), torch.enable_grad():
             args, kwargs = as_arguments(inputs(batch))
             with fitting(inputs(batch)):

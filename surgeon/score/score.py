@@ -13,6 +13,7 @@ from torch import Tensor
 
 from surgeon.errors import ScoreError
 from surgeon.modules import named_parameters, uncollected
+from surgeon.progress import working
 from surgeon.score.activations import activation, apoz, variance, wanda
 from surgeon.score.gradients import fisher, gradient, grasp, snip, synflow, taylor, taylor_squared
 from surgeon.score.magnitude import bn_scale, fpgm, l1, l2, lamp, linf, random
@@ -89,7 +90,7 @@ def score(graph: DependencyGraph, criterion: Criterion = "l1", **options: Any) -
             )
         _check_options(criterion, options)
         _check_weights(graph, criterion, options)
-        with nullcontext() if "data" in options else uncollected():
+        with working("scoring"), nullcontext() if "data" in options else uncollected():
             return Scores(CRITERIA[criterion](graph, **options), criterion)
     scores = {}
     for group in graph.free:

@@ -3,15 +3,11 @@
 from __future__ import annotations
 
 import os
-import time
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import Executor
-from contextlib import contextmanager
 from typing import Any
 
 import numpy as np
-from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
 from surgeon.api import trace
 from surgeon.errors import BudgetError
@@ -21,6 +17,7 @@ from surgeon.groups import Group
 from surgeon.modules import Model, bare
 from surgeon.plan.describe import describe
 from surgeon.plan.ladders import ranked
+from surgeon.progress import working
 from surgeon.score import score
 from surgeon.sensitivity.curves import Curve, Sensitivity
 from surgeon.sensitivity.journal import ORIGINAL, Point, add, begin, header, name_of
@@ -29,9 +26,6 @@ from surgeon.sensitivity.measure import Packed, Task, measured
 RATIOS = (0.1, 0.25, 0.5, 0.75, 0.9)
 
 NOTHING = np.zeros(0, np.int64)
-
-# Seconds that a run takes before it shows how far it is.
-PATIENCE = 2.0
 
 
 def sensitivity(
@@ -88,12 +82,12 @@ def sensitivity(
     known = begin(resume, first) if resume is not None else {}
     missing = {point: what for point, what in wanted.items() if point not in known}
     tasks = _tasks(graph, Packed(model), evaluate, orders, missing, settings)
-    with _shown(len(wanted), len(wanted) - len(missing), progress) as advance:
+    with working("sensitivity", len(wanted), done=len(wanted) - len(missing), wanted=progress) as work:
         for point, value in measured(tasks, executor, in_flight):
             known[point] = value
             if resume is not None:
                 add(resume, point, value)
-            advance()
+            work.done += 1
     curves = tuple(_curve(group, ratios, known) for group in graph.free)
     return Sensitivity(known[ORIGINAL], ratios, curves, settings)
 
@@ -143,27 +137,3 @@ def _tasks(
 def _curve(group: Group, ratios: Sequence[float], known: Mapping[Point, float]) -> Curve:
     removed = tuple(_steps(group, ratio) for ratio in ratios)
     return Curve(group.name, group.size, removed, tuple(known[Point(group.name, steps)] for steps in removed))
-
-
-@contextmanager
-def _shown(total: int, done: int, wanted: bool | None) -> Iterator[Callable[[], None]]:
-    """Give a function to call after each evaluation; it draws a bar once the run takes a while."""
-    console = Console(stderr=True)
-    if wanted is False or (wanted is None and not console.is_terminal):
-        yield lambda: None
-        return
-    columns = (BarColumn(), MofNCompleteColumn(), TimeElapsedColumn(), TimeRemainingColumn())
-    bar = Progress(TextColumn("sensitivity"), *columns, console=console, auto_refresh=False)
-    task, start = bar.add_task("", total=total, completed=done), time.monotonic()
-
-    def advance() -> None:
-        bar.advance(task)
-        if time.monotonic() - start >= PATIENCE:
-            bar.start()
-            bar.refresh()
-
-    try:
-        yield advance
-    finally:
-        if bar.live.is_started:
-            bar.stop()

@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from surgeon.dispatch import intercept, unfused
 from surgeon.exported import Program
 from surgeon.modules import Model, as_arguments, bare, entering, evaluating, tensors_in
+from surgeon.progress import working
 
 
 @dataclass(frozen=True)
@@ -47,6 +48,7 @@ def _as_is(func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
     return func(*args, **kwargs)
 
 
+@working("counting FLOPs")
 def count_flops(model: Model, example_inputs: Any, *, method: str = "forward") -> Count:
     """Count a forward pass with fvcore, in eval mode; where it can't trace the model, say why."""
     model = bare(model)

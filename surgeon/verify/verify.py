@@ -15,6 +15,7 @@ from surgeon.errors import VerificationError
 from surgeon.modules import Model, as_arguments, bare, entering, evaluating, tensors_in, untouched
 from surgeon.operate.select import shrunk
 from surgeon.plan.plan import Plan
+from surgeon.progress import working
 from surgeon.verify.count import Count, count_flops
 from surgeon.verify.reference import Statistics, masked_state
 
@@ -54,6 +55,7 @@ class Proof:
         return f"masked original = small model {close}; {flops}{note}"
 
 
+@working("proving")
 def verify(
     model: Model,
     small: Model,

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib
 import json
+import re
 import sys
 from pathlib import Path
 from typing import Any
@@ -101,7 +102,14 @@ def test_report_counts_both(surgeon: Surgeon, small: Path) -> None:
     assert (told["before"]["flops"], told["after"]["flops"]) == plan.totals["flops"]
     assert told["compression_ratio"] == plan.totals["params"][0] / plan.totals["params"][1]
     assert [layer["name"] for layer in told["layers"]] == ["first", "second", "head"]
-    assert "8x3x3x3 -> 4x3x3x3" in surgeon("report", *NET, small).stdout
+    assert "8→4 3 3x3" in surgeon("report", *NET, small).stdout
+    assert told["latency"] is None and told["groups"][0]["units"][0] == 8
+
+
+def test_report_measures_and_shows_all(surgeon: Surgeon, small: Path) -> None:
+    done = surgeon("report", *NET, small, "--latency", "--all")
+    assert done.exit_code == 0 and re.search(r"latency, measured +\S+ ms +\S+ ms", done.stdout)
+    assert "Latency: p50 of" in done.stdout
 
 
 @pytest.mark.parametrize("command", ["verify", "report", "bench"])
