@@ -46,6 +46,12 @@ class Result:
 
     ``evaluations`` holds what was evaluated in search of the smallest model within ``max_drop``, and ``recovery``
     what compensation did.
+
+    Examples
+    --------
+    >>> result = surgeon.prune(model, x, flops=0.7)
+    >>> print(result)
+    >>> result.model(x)
     """
 
     model: nn.Module | ExportedProgram
@@ -141,7 +147,7 @@ def plan(
     Examples
     --------
     >>> surgeon.plan(graph, surgeon.score(graph, "l1"), flops=0.5, round_to=8)
-    >>> surgeon.plan(graph, scores, latency=0.6)
+    >>> mild, hard = surgeon.plan(graph, scores, flops=[0.8, 0.6])
     """
     _check_names(options)
     if latency is None:
