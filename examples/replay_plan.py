@@ -1,9 +1,10 @@
-"""Save a plan, and apply it to other checkpoints of the same architecture, without tracing anything again.
+"""Review a plan, compare it with another, and apply it to other checkpoints without tracing anything again.
 
     python examples/replay_plan.py
 
-Uses of this: cut the moving average of the weights as the weights were cut, rewind to an early checkpoint, or keep a
-small model as a plan and a plain state dict, with nothing pickled.
+A plan is a JSON file: it can be read before anything is cut, discussed, kept under version control, and replayed, on
+the moving average of the weights or on an early checkpoint to rewind to. And a small model can be kept as its plan and
+a plain state dict, with nothing pickled.
 """
 
 from __future__ import annotations
@@ -55,9 +56,15 @@ def main() -> None:
         result = surgeon.prune(model, x, flops=0.5)
         result.plan.save(path)
         torch.save(result.model.state_dict(), Path(folder, "small.pt"))
-        print(f"saved {path.name}, {path.stat().st_size} bytes: {result.plan}")
+        print(f"saved {path.name}, {path.stat().st_size} bytes")
 
+        # Review: what goes, what that costs, what stays and why.
         plan = surgeon.Plan.load(path)
+        print(f"\n{plan.summary()}")
+        other = surgeon.prune(model, x, flops=0.5, criterion="l2").plan
+        print(f"\nchosen by L2 norms instead of L1:\n{plan.diff(other)}")
+
+        # Replay: on the moving average of the weights, which was trained along.
         small = surgeon.operate(average, plan)
         print(f"\nthe moving average, cut alike: {small.conv1}")
         print(surgeon.verify(average, small, plan, x))

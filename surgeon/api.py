@@ -14,6 +14,7 @@ from torch.export import ExportedProgram
 
 from surgeon.calibrate import calibration
 from surgeon.comparison import within
+from surgeon.dissect import dissect
 from surgeon.errors import BudgetError
 from surgeon.evaluation import Evaluate, evaluated, require_callable
 from surgeon.graph import DependencyGraph
@@ -45,6 +46,12 @@ class Result:
 
     ``evaluations`` holds what was evaluated in search of the smallest model within ``max_drop``, and ``recovery``
     what compensation did.
+
+    Examples
+    --------
+    >>> result = surgeon.prune(model, x, flops=0.7)
+    >>> print(result)
+    >>> result.model(x)
     """
 
     model: nn.Module | ExportedProgram
@@ -140,7 +147,7 @@ def plan(
     Examples
     --------
     >>> surgeon.plan(graph, surgeon.score(graph, "l1"), flops=0.5, round_to=8)
-    >>> surgeon.plan(graph, scores, latency=0.6)
+    >>> mild, hard = surgeon.plan(graph, scores, flops=[0.8, 0.6])
     """
     _check_names(options)
     if latency is None:
@@ -269,6 +276,7 @@ def prune(
     report = side_by_side(
         model, small, example_inputs, plan=made, proof=proof, latency=within(made, model), counts=counts
     )
+    report = replace(report, anatomy=dissect(graph, scores, made))
     return Result(small, made, proof, report, found.evaluations if found else None, recoveries.get(id(made)))
 
 

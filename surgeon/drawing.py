@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import os
 from collections import Counter
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from math import ceil
 from typing import Any
 
 import networkx as nx
 
 from surgeon.errors import SurgeonError
+from surgeon.groups import Group
 from surgeon.marks import fitted
 
 # Light colours that black text is read on; groups take turns. What stays is grey.
@@ -30,6 +31,14 @@ def plottable() -> Any:
     except ImportError as error:
         raise SurgeonError("plots need matplotlib: pip install 'channel-surgeon[plot]'") from error
     return Figure
+
+
+def owners(layers: nx.DiGraph, free: Sequence[Group]) -> dict[str, str | None]:
+    """Map layers to the group of their outputs, None for those that stay."""
+    found: dict[str, str | None] = dict.fromkeys(layers)
+    for group in reversed(free):
+        found.update({m.layer: group.name for m in group.members if "out" in m.sides and m.layer in found})
+    return found
 
 
 def colours(owners: Mapping[str, str | None]) -> dict[str, str]:

@@ -17,7 +17,7 @@ from scipy import sparse
 from torch import Tensor, nn
 
 from surgeon.counts import Counted, Counts, Held, Node, counted
-from surgeon.drawing import draw, to_dot
+from surgeon.drawing import draw, owners, to_dot
 from surgeon.errors import NothingPrunable, UnknownLayer
 from surgeon.groups import Group, Pieces, Place, first_steps, locate, named, pin, sums
 from surgeon.labels.lifetimes import Allocation
@@ -200,7 +200,7 @@ class DependencyGraph:
         --------
         >>> graph.draw("layers.svg")
         """
-        return draw(self.layers, self._owners(), path, axes)
+        return draw(self.layers, owners(self.layers, self.free), path, axes)
 
     def to_dot(self) -> str:
         """Return the layers as text for Graphviz, coloured by the group of their outputs.
@@ -209,14 +209,7 @@ class DependencyGraph:
         --------
         >>> Path("layers.dot").write_text(graph.to_dot())  # dot -Tsvg layers.dot -o layers.svg
         """
-        return to_dot(self.layers, self._owners())
-
-    def _owners(self) -> dict[str, str | None]:
-        """Map layers to the group of their outputs, None for those that stay."""
-        owners: dict[str, str | None] = dict.fromkeys(self.layers)
-        for group in reversed(self.free):
-            owners.update({m.layer: group.name for m in group.members if "out" in m.sides and m.layer in owners})
-        return owners
+        return to_dot(self.layers, owners(self.layers, self.free))
 
     @property
     def free(self) -> list[Group]:

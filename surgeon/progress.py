@@ -146,20 +146,21 @@ class _Shown:
         # What others print stays as it is: worker processes are forked with whatever stands in for sys.stdout.
         quiet = {"redirect_stdout": False, "redirect_stderr": False, "auto_refresh": False}
         bar = Progress(*columns, console=console, transient=console.is_terminal, **quiet)  # type: ignore[arg-type]
-        task = bar.add_task("", total=None, count="")
+        works = list(_works) or [Work("")]
+        task = bar.add_task(**_said(works))
         bar.tasks[0].start_time = bar.get_time() - (time.monotonic() - self.start)
-        with bar:
-            left_alone: Work | None = None
-            while True:
-                last = self.over.is_set()
-                works = list(_works)
-                if works and works[-1] is not left_alone:
-                    bar.update(task, **_said(works))
-                    bar.refresh()
-                    left_alone = works[-1] if works[-1].still else None
-                if last:
-                    return
-                self.over.wait(PAUSE)
+        with bar:  # which draws it
+            while not self.over.wait(PAUSE):
+                works = self._again(bar, task, works)
+            self._again(bar, task, works)
+
+    def _again(self, bar: Any, task: Any, before: list[Work]) -> list[Work]:
+        """Draw what is under way now, unless it is what wanted quiet before; return it."""
+        works = list(_works) or before
+        if not (works[-1].still and works[-1] is before[-1]):
+            bar.update(task, **_said(works))
+            bar.refresh()
+        return works
 
 
 def _said(works: list[Work]) -> dict[str, Any]:

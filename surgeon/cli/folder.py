@@ -20,6 +20,7 @@ NAMES = (
     "config.json",
     "generation_config.json",
     "surgeon-plan.json",
+    "report.html",
     "report.txt",
     "report.json",
     "plan.json",

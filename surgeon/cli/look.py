@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import asdict
+from pathlib import Path
 from typing import Annotated, Any
 
 import typer
@@ -13,6 +14,7 @@ from surgeon.cli import options
 from surgeon.cli.answer import Answer, step
 from surgeon.cli.small import Subject, plan_of, small_model, subject
 from surgeon.comparison import compare
+from surgeon.errors import FileError
 from surgeon.graph import DependencyGraph
 from surgeon.report import Whole
 from surgeon.verify import count_flops
@@ -29,7 +31,7 @@ surgeon verify torchvision:resnet50 --weights resnet50.safetensors small/
 surgeon verify net.pt2 small.pt2 --plan plan.json
 """
 REPORT = """
-surgeon report net:make small/ --input 1x3x32x32
+surgeon report net:make small/ --input 1x3x32x32 --html report.html
 surgeon report torchvision:resnet50 small/ --all --latency
 """
 
@@ -94,16 +96,22 @@ def report(
     input: options.Inputs = None,
     whole: Annotated[bool, typer.Option("--all", help="show all layers and groups")] = False,
     latency: Annotated[bool, typer.Option("--latency", help="measure both in turn, too")] = False,
+    html: Annotated[Path | None, typer.Option(help="file to write the report to as a page for browsers")] = None,
+    force: Annotated[bool, typer.Option("--force", help="replace that file")] = False,
     seed: options.Seed = 0,
     device: options.Device = "cpu",
     as_json: options.AsJson = False,
 ) -> Answer:
     """Count a model and what became of it, layer by layer: FLOPs, parameters, bytes, and time where asked."""
+    if html is not None and html.exists() and not force:
+        raise FileError(f"{html} exists; --force replaces it")
     made = plan_of(small, plan)
     given = subject(model, arg, weights, input, seed, device)
     cut = small_model(small, given.reference, seed, device)
     with step("counting"):
         found = compare(given.model, cut, given.inputs, plan=made, latency=latency)
+    if html is not None:
+        found.to_html(html)
     return Answer(
         {**found.document(plan=False), "model": model, "small": str(small)}, (Whole(found) if whole else found,)
     )

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -19,6 +19,7 @@ from surgeon.cli.folder import published, require_free
 from surgeon.cli.small import PLAN, PROGRAM, WEIGHTS, Subject, subject
 from surgeon.deploy import export, save
 from surgeon.deploy.formats import ONNX, required
+from surgeon.dissect import dissect
 from surgeon.errors import ExportError
 from surgeon.operate import operate
 from surgeon.plan import Plan
@@ -66,7 +67,7 @@ def prune(
     """Cut a model to a budget, prove the cut right, and write the result to a folder.
 
     Budgets say how much may remain, a ratio how much goes. The folder gets plan.json, model.safetensors (model.pt2 for
-    an exported program), model.onnx, report.json and report.txt, all or none.
+    an exported program), model.onnx and the report (report.html, report.json, report.txt), all or none.
     """
     budget = {
         "flops": options.amount(flops),
@@ -115,7 +116,8 @@ def _cut(
         )
     with step("proving"):
         proof = verify(given.model, small, made, given.inputs, counts=counts)
-    return small, made, proof, compare(given.model, small, given.inputs, plan=made, proof=proof, counts=counts)
+    report = compare(given.model, small, given.inputs, plan=made, proof=proof, counts=counts)
+    return small, made, proof, replace(report, anatomy=dissect(graph, scores, made))
 
 
 def _written(out: Path, given: Subject, small: Any, made: Plan, proof: Proof, report: Report, onnx: bool) -> Answer:
@@ -134,6 +136,7 @@ def _written(out: Path, given: Subject, small: Any, made: Plan, proof: Proof, re
             except ExportError as error:
                 failed = error
         text = f"{made}\n{proof}\n{report.text(layers=None, width=WIDTH, ascii_only=False)}\n"
+        report.to_html(folder / "report.html")
         (folder / "report.txt").write_text(text, encoding="utf-8")
         facts |= {"onnx": exported, "needs_plan": reason, "report": report.document(plan=False)}
         (folder / "report.json").write_text(dumps(facts) + "\n", encoding="utf-8")

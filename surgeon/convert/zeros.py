@@ -48,7 +48,10 @@ def plan_from_zeros(model: Model, example_inputs: Any, *, keep: Iterable[Any] = 
 
     Examples
     --------
-    >>> torch.nn.utils.prune.ln_structured(model.conv1, "weight", amount=0.5, n=2, dim=0)
+    >>> from torch.nn.utils import prune
+    >>> conv = model.layer3[0].conv1
+    >>> prune.ln_structured(conv, "weight", amount=0.5, n=2, dim=0)
+    >>> prune.custom_from_mask(conv, "bias", conv.weight_mask[:, 0, 0, 0])
     >>> plan = surgeon.plan_from_zeros(model, torch.randn(1, 3, 224, 224))
     """
     module = bare(model)

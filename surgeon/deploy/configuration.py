@@ -183,6 +183,9 @@ def _built(kind: Any, config: Any) -> Any:
 
 def _equal_model(small: Any, config: Any, example_inputs: Any) -> tuple[Any, str]:
     """Build a model with values, give it the cut model's tensors, and hold everything else against the cut one."""
+    refused = _refused(config)
+    if refused:
+        return None, refused
     with torch.random.fork_rng(devices=[]):
         model = type(small)(copy.deepcopy(config))
     model.train(small.training)
@@ -199,6 +202,15 @@ def _equal_model(small: Any, config: Any, example_inputs: Any) -> tuple[Any, str
     if getattr(small, "generation_config", None) is not None:
         model.generation_config = copy.deepcopy(small.generation_config)
     return model, ""
+
+
+def _refused(config: Any) -> str:
+    """Say why transformers would not write a configuration, which its constructors may have taken all the same."""
+    try:
+        getattr(config, "validate", lambda: None)()
+    except Exception as error:
+        return f"transformers refuses a configuration of these widths: {error.__cause__ or error}"
+    return ""
 
 
 def _differing(small: Any, model: Any) -> str:

@@ -32,6 +32,11 @@ class Exported:
 
     difference   largest difference of an output, relative to the output's largest absolute value
     checked      the inputs that it was compared on
+
+    Examples
+    --------
+    >>> exported = surgeon.export(small, "small.pt2", x)
+    >>> print(exported.path, exported.difference, exported.checked)
     """
 
     path: Path

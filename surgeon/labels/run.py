@@ -179,7 +179,11 @@ def _keep(model: nn.Module, flow: Flow, keep: Iterable[Any]) -> None:
                 raise UnknownLayer(str(side), ("in", "out"))
             _keep_side(model, flow, _listed(names), {side})
         return
-    _keep_side(model, flow, _listed(keep), {"in", "out"})
+    for each in _listed(keep):
+        if isinstance(each, Mapping):
+            _keep(model, flow, each)
+        else:
+            _keep_side(model, flow, [each], {"in", "out"})
 
 
 def _listed(names: Any) -> list[Any]:
@@ -205,6 +209,10 @@ def matching(model: nn.Module, flow: Flow, name: Any) -> list[str]:
         if not paths:
             raise UnknownLayer(type(name).__name__, [path for path, _ in model.named_modules()])
         name = paths[0]
+    if not isinstance(name, str):
+        raise UnknownLayer(
+            f"{name!r:.60}, which is no name, glob or module", [path for path, _ in model.named_modules()]
+        )
     found = [
         leaf
         for leaf in flow.leaves

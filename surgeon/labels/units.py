@@ -141,7 +141,7 @@ def _closures(space: Space, class_of: np.ndarray, free: np.ndarray, count: int) 
         reach = _sign(reach + dead @ up)
         if reach.nnz == before:
             break
-    _, first, same = np.unique(signatures(reach), return_index=True, return_inverse=True)
+    first, same = _alike(signatures(reach))
     unit_of[seeds] = len(alone) + same
     reach = reach[first].tocoo()
     joint = sparse.csr_matrix((reach.data, (reach.row, involved[reach.col])), shape=(len(first), count))
@@ -200,6 +200,18 @@ def _weights(size: int) -> np.ndarray:
     return np.random.default_rng(0).integers(1, 2**62, size, dtype=np.int64)
 
 
+def _alike(keys: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Return where each kind of key comes first, and the kind of each key; kinds are counted as they come.
+
+    Keys are hashes: sorted by them, what is alike in two layers would come in another order in each.
+    """
+    _, first, kind = np.unique(keys, return_index=True, return_inverse=True)
+    order = np.argsort(first)
+    rank = np.empty_like(order)
+    rank[order] = np.arange(len(order))
+    return first[order], rank[kind]
+
+
 def members_of(label: np.ndarray) -> list[np.ndarray]:
     """Return the places of each label, in the order of the labels, which are 0, 1, ..."""
     order = np.argsort(label, kind="stable")
@@ -241,7 +253,7 @@ def arrange(solution: Solution, widths: sparse.csr_matrix) -> list[Block]:
     # Which rows go whole tells units apart only by how many: heads are alike though each takes a row of its own.
     table_of = np.repeat(np.arange(len(bounds) - 1), np.diff(bounds))
     mark = closure @ (widths.T @ by_width) + partial @ by_row + full @ by_table[table_of]
-    _, atom_of = np.unique(mark, return_inverse=True)
+    _, atom_of = _alike(mark)
     atoms = members_of(atom_of)
     first = np.array([atom[0] for atom in atoms], dtype=int)
     partial, full = partial[first], full[first]

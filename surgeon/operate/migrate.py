@@ -59,8 +59,6 @@ def migrate(
     --------
     >>> surgeon.operate(model, plan, inplace=True)
     >>> surgeon.migrate(optimizer, plan)
-    >>> small = surgeon.operate(model, plan)
-    >>> surgeon.migrate(optimizer, plan, small=small)
     """
     if isinstance(target, AveragedModel):
         operate(target.module, plan, inplace=True)

@@ -22,6 +22,12 @@ class Pareto:
     """Nested plans, the mildest first, each with the least loss found for its budget.
 
     resource  what the budgets are about: "flops", "params" or "memory"
+
+    Examples
+    --------
+    >>> curve = surgeon.pareto(graph, scores, params=(0.5, 0.9), points=3)
+    >>> for left, loss, plan in zip(curve.left, curve.losses, curve.plans):
+    ...     print(f"{left:.0%} left, loss {loss:.3f}", plan)
     """
 
     resource: str

@@ -42,6 +42,12 @@ class Plan:
                  what the plan before removes
     tied         other names of tied parameters -> the name in the fingerprint
     transient    buffers that a state dict does not hold
+
+    Examples
+    --------
+    >>> plan = surgeon.prune(model, x, flops=0.7).plan
+    >>> plan.save("net.plan.json")
+    >>> small = surgeon.operate(model, surgeon.Plan.load("net.plan.json"))
     """
 
     cuts: Mapping[str, Cut]

@@ -28,7 +28,14 @@ METHODS = ("auto", "bias", "merge", "noise", "norms", "ridge")
 
 @dataclass(frozen=True)
 class Recovery:
-    """What compensation did, layer by layer, and the samples that it was fitted to and judged on: data, or noise."""
+    """What compensation did, layer by layer, and the samples that it was fitted to and judged on: data, or noise.
+
+    Examples
+    --------
+    >>> recovery = surgeon.recover(model, small, plan, batches)
+    >>> for layer in recovery.layers:
+    ...     print(layer)
+    """
 
     method: str
     layers: tuple[Refit | Renormed, ...]

@@ -12,6 +12,7 @@ from rich.console import Console
 
 from surgeon.plan.plan import Plan
 from surgeon.report.document import document, read, written
+from surgeon.report.html import table, to_html
 from surgeon.report.plot import plot
 from surgeon.report.records import Environment, GroupRow, Latency, LayerRow, Totals
 from surgeon.report.shares import Share, shares
@@ -88,6 +89,27 @@ class Report:
     def from_json(text: str | bytes) -> Report:
         """Read a report that ``to_json`` wrote; raises SurgeonError for anything else."""
         return Report(**read(text))
+
+    def to_html(self, path: str | os.PathLike[str], *, pareto: Any = None, sensitivity: Any = None) -> None:
+        """Write the report as one HTML file that needs no network: see docs/report-page.md.
+
+        Parameters
+        ----------
+        pareto : a ``Pareto``, to show the trade between budgets and losses
+        sensitivity : a ``Sensitivity``, to show what each group costs alone
+
+        Raises
+        ------
+        FileError where the file can't be written.
+
+        Examples
+        --------
+        >>> surgeon.prune(model, x, flops=0.5).report.to_html("report.html")
+        """
+        to_html(self, path, pareto, sensitivity)
+
+    def _repr_html_(self) -> str:
+        return table(self)
 
     def text(self, *, layers: int | None = LAYERS, width: int = WIDTH, ascii_only: bool | None = None) -> str:
         """Return what a terminal shows, without colours.

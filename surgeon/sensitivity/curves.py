@@ -46,6 +46,12 @@ class Sensitivity:
     ratios    [k] shares of a group that go, increasing
     curves    one per group, in the order of the graph
     settings  criterion and method that it was measured with
+
+    Examples
+    --------
+    >>> found = surgeon.sensitivity(model, x, evaluate=accuracy)
+    >>> print(found, found["conv1"], found.drop("conv1"))
+    >>> surgeon.prune(model, x, flops=0.7, losses=found)
     """
 
     base: float

@@ -64,7 +64,6 @@ def sensitivity(
     ------
     EvaluationError, naming group and ratio, when ``evaluate`` fails; SensitivityError for a file of another run;
     TraceError, NothingPrunable, ScoreError, BudgetError
-    Complexity: one evaluation per group and ratio, and one of the original.
 
     Examples
     --------

@@ -33,6 +33,11 @@ class Proof:
     flops        multiply-adds: (predicted before, predicted after, fvcore before, fvcore after)
     params       (predicted after, counted after)
     uncounted    ops that fvcore does not count in the small model
+
+    Examples
+    --------
+    >>> proof = surgeon.verify(model, small, plan, x)
+    >>> assert proof.difference <= proof.tolerance
     """
 
     difference: float
@@ -67,19 +72,30 @@ def verify(
 
     Raises
     ------
-    VerificationError naming the first op where the two part.
+    VerificationError naming the first op where the two part, or saying that there is nothing to compare.
+
+    Examples
+    --------
+    >>> small = surgeon.operate(model, plan)
+    >>> print(surgeon.verify(model, small, plan, x))
     """
     model, small = bare(model), bare(small)
     _check_weights(model, small, plan)
     state, own = _state(model), _state(small)
     with entering(plan.method, model, small):
         difference, dtype, note = _difference(model, small, plan, example_inputs, state, own)
-        why = _silent(model, plan, example_inputs, state)
+        why = "the outputs are empty" if difference is None else _silent(model, plan, example_inputs, state)
         if why:
             # Any cut would pass where nothing that is cut can be heard: prove it on other weights too.
             state = _jittered(state)
             other, dtype, note = _difference(model, small, plan, example_inputs, state, _cut_state(state, own, plan))
-            difference, note = max(difference, other), note + f"proved on perturbed weights too, since {why}"
+            if difference is None and other is None:
+                raise VerificationError(
+                    "the outputs are empty on the example inputs, so nothing can be proved; give inputs on which the "
+                    "model finds something"
+                )
+            difference = max(found for found in (difference, other) if found is not None)
+            note += f"proved on perturbed weights too, since {why}"
     before, after = counts or tuple(count_flops(m, example_inputs, method=plan.method) for m in (model, small))
     predicted = plan.totals["flops"]
     params = sum(p.numel() for p in small.parameters())
@@ -89,7 +105,7 @@ def verify(
         )
     note = "; ".join(filter(None, [note, after.failed]))
     return Proof(
-        difference,
+        difference or 0.0,
         TOLERANCE[dtype],
         str(dtype).removeprefix("torch."),
         (predicted[0], predicted[1], before.total, after.total),
@@ -120,8 +136,11 @@ def _difference(
     example_inputs: Any,
     state: Mapping[str, Tensor],
     own: Mapping[str, Tensor],
-) -> tuple[float, torch.dtype, str]:
-    """Run both and return the relative difference, in float64 unless the forward pass insists on less."""
+) -> tuple[float | None, torch.dtype, str]:
+    """Run both and return the relative difference, in float64 unless the forward pass insists on less.
+
+    It is None where all outputs are empty.
+    """
     note = ""
     try:
         expected, found, dtype = _run_both(model, small, plan, example_inputs, state, own, torch.float64)
@@ -136,7 +155,7 @@ def _difference(
             raise VerificationError(f"the small model does not run: {type(error).__name__}: {error}") from error
         note = "the model does not run in float64; "
     difference = _relative(expected, found)
-    if not difference <= TOLERANCE[dtype]:
+    if difference is not None and not difference <= TOLERANCE[dtype]:
         where = _first_parting(model, small, plan, example_inputs, state, own, dtype)
         raise VerificationError(
             f"the small model differs from the masked original by {difference:.3g} of the largest output "
@@ -194,14 +213,13 @@ def _cast(tree: Any, dtype: torch.dtype | None) -> Any:
     return tree
 
 
-def _relative(expected: list[Tensor], found: list[Tensor]) -> float:
+def _relative(expected: list[Tensor], found: list[Tensor]) -> float | None:
     if len(expected) != len(found) or any(a.shape != b.shape for a, b in zip(expected, found)):
         shapes = [[list(t.shape) for t in side] for side in (expected, found)]
         raise VerificationError(f"outputs have other shapes: {shapes[0]} before, {shapes[1]} after")
     worst = 0.0
-    for a, b in zip(expected, found):
-        if not a.numel():
-            continue
+    compared = [(a, b) for a, b in zip(expected, found) if a.numel()]
+    for a, b in compared:
         finite = torch.isfinite(a)
         if not torch.equal(finite, torch.isfinite(b)):
             return float("inf")
@@ -211,7 +229,7 @@ def _relative(expected: list[Tensor], found: list[Tensor]) -> float:
             )
         a, b = (torch.where(finite, t, torch.zeros_like(t)).double() for t in (a, b))
         worst = max(worst, float((a - b).abs().max() / a.abs().max().clamp(min=1e-12)))
-    return worst
+    return worst if compared or not expected else None
 
 
 # -- zero weights ------------------------------------------------------------------------------------
@@ -228,15 +246,15 @@ def _silent(model: nn.Module, plan: Plan, example_inputs: Any, state: Mapping[st
     with torch.no_grad(), untouched(model), evaluating(model):
         whole = tensors_in(model(*args, **kwargs))
         masked = tensors_in(functional_call(model, masked_state(state, plan), args, kwargs))
-    heard = max(
-        (
-            float((a - b).abs().max() / a.abs().max().clamp(min=1e-12))
-            for a, b in zip(whole, masked)
-            if a.is_floating_point()
-        ),
-        default=0.0,
-    )
+    floats = [(a, b) for a, b in zip(whole, masked) if a.is_floating_point()]
+    if len(whole) != len(masked) or any(a.shape != b.shape for a, b in floats):
+        return ""  # how many results there are depends on the data, and so on what is cut
+    heard = max((_change(a, b) for a, b in floats if a.numel()), default=0.0)
     return "" if heard > 1e-4 else "the outputs hardly depend on what is cut"
+
+
+def _change(a: Tensor, b: Tensor) -> float:
+    return float((a - b).abs().max() / a.abs().max().clamp(min=1e-12))
 
 
 def _jittered(state: Mapping[str, Tensor]) -> dict[str, Tensor]:

@@ -112,6 +112,14 @@ def test_report_measures_and_shows_all(surgeon: Surgeon, small: Path) -> None:
     assert "Latency: p50 of" in done.stdout
 
 
+def test_report_writes_a_page(surgeon: Surgeon, small: Path) -> None:
+    surgeon("report", *NET, small, "--html", "report.html")
+    text = Path("report.html").read_text(encoding="utf-8")
+    assert "<title>Net: surgery report</title>" in text and '"name":"second"' in text
+    assert "exists" in refused(surgeon, "report", *NET, small, "--html", "report.html")
+    surgeon("report", *NET, small, "--html", "report.html", "--force")
+
+
 @pytest.mark.parametrize("command", ["verify", "report", "bench"])
 def test_a_small_model_that_is_not_there(surgeon: Surgeon, command: str) -> None:
     assert "nowhere" in refused(surgeon, command, *NET, "nowhere")

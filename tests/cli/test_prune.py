@@ -19,7 +19,7 @@ from surgeon.errors import BudgetError, ExportError
 from surgeon.plan import Plan
 from tests.cli.conftest import Surgeon
 
-ALL = ["model.onnx", "model.safetensors", "plan.json", "report.json", "report.txt"]
+ALL = ["model.onnx", "model.safetensors", "plan.json", "report.html", "report.json", "report.txt"]
 NET = ("prune", "nets:Net", "--input", "1x3x6x6")
 
 
@@ -146,7 +146,7 @@ def test_force_replaces_what_prune_wrote_and_nothing_else(surgeon: Surgeon, fold
         (small / name).write_text("old")
     done = surgeon(*NET, "--flops", "0.5", "--no-onnx", "--out", small, "--force")
     assert done.exit_code == 0, done.stderr
-    assert names(small) == ["model.safetensors", "notes.txt", "plan.json", "report.json", "report.txt"]
+    assert names(small) == ["model.safetensors", "notes.txt", "plan.json", "report.html", "report.json", "report.txt"]
     assert (small / "notes.txt").read_text() == "old" and Plan.load(small / "plan.json").cuts
 
 
@@ -242,7 +242,7 @@ def test_exported_programs(surgeon: Surgeon, folder: Path) -> None:
     done = surgeon("prune", "net.pt2", "--flops", "0.5", "--no-onnx", "--out", "small", "--json")
     assert done.exit_code == 0, done.stderr
     assert "inputs: 2x3x6x6:float32" in done.stderr
-    assert names(folder / "small") == ["model.pt2", "plan.json", "report.json", "report.txt"]
+    assert names(folder / "small") == ["model.pt2", "plan.json", "report.html", "report.json", "report.txt"]
     assert torch.export.load("small/model.pt2").module()(x).shape == (2, 5)
     assert surgeon("verify", "net.pt2", "small").exit_code == 0
     done = surgeon("apply", "small/plan.json", "net.pt2", "--out", "again.pt2")

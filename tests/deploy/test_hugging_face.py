@@ -177,3 +177,20 @@ def test_an_interrupted_save_leaves_the_old_folder(tmp_path: Path, monkeypatch: 
     with pytest.raises(FileError, match="No space left"):
         surgeon.save(changed, plan, tmp_path / "a")
     assert {path.name: path.read_bytes() for path in (tmp_path / "a").iterdir()} == before
+
+
+def test_a_configuration_that_transformers_refuses_is_not_written(tmp_path: Path) -> None:
+    """The constructor of a Llama takes a width that is no multiple of its heads; its configuration can't be saved."""
+    config = transformers.LlamaConfig(
+        hidden_size=16, intermediate_size=32, num_hidden_layers=1, num_attention_heads=4, num_key_value_heads=2,
+        vocab_size=20, max_position_embeddings=32,
+    )  # fmt: skip
+    model = transformers.LlamaForCausalLM(config).eval()
+    tokens = {"input_ids": torch.arange(8)[None], "use_cache": False}
+    keep = {"out": ["*.q_proj", "*.k_proj", "*.v_proj", "*.gate_proj"]}
+    cut = surgeon.prune(model, tokens, ratio=1 / 16, keep=keep)
+    assert cut.model.lm_head.in_features == 15
+    saved = surgeon.save(cut.model, cut.plan, tmp_path)
+    assert "transformers refuses a configuration of these widths" in saved.needs_plan
+    again = surgeon.load(tmp_path)
+    assert torch.equal(again(**tokens).logits, cut.model(**tokens).logits)

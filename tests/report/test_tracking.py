@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import math
 import struct
+import time
 import warnings
 from collections.abc import Iterator
 from dataclasses import replace
@@ -173,21 +174,10 @@ def stored(data: bytes) -> Iterator[bytes]:
             whole = b""
 
 
-@pytest.mark.slow
-@pytest.mark.parametrize("passed", ["run", "module"])
-def test_wandb_offline(report: surgeon.Report, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, passed: str) -> None:
-    wandb = pytest.importorskip("wandb")
+def told(file: Path) -> tuple[dict[str, float], set[str]]:
+    """Return what an offline run holds of a report: the step with its metrics, and the names of artifacts."""
     from wandb.proto.wandb_internal_pb2 import Record
 
-    for name in ("WANDB_DIR", "WANDB_CACHE_DIR", "WANDB_DATA_DIR", "WANDB_CONFIG_DIR"):
-        monkeypatch.setenv(name, str(tmp_path))
-    monkeypatch.setenv("WANDB_SILENT", "true")
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")
-        run = wandb.init(mode="offline", dir=tmp_path, project="pruning", settings=wandb.Settings(console="off"))
-        report.log(run if passed == "run" else wandb, step=4)
-        run.finish()
-    (file,) = tmp_path.rglob("*.wandb")
     history: dict[str, float] = {}
     artifacts = set()
     for data in stored(file.read_bytes()):
@@ -197,6 +187,27 @@ def test_wandb_offline(report: surgeon.Report, tmp_path: Path, monkeypatch: pyte
             history |= keys
         if record.request.log_artifact.artifact.name or record.artifact.name:
             artifacts.add(record.artifact.name or record.request.log_artifact.artifact.name)
+    return history, artifacts
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("passed", ["run", "module"])
+def test_wandb_offline(report: surgeon.Report, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, passed: str) -> None:
+    wandb = pytest.importorskip("wandb")
+    for name in ("WANDB_DIR", "WANDB_CACHE_DIR", "WANDB_DATA_DIR", "WANDB_CONFIG_DIR"):
+        monkeypatch.setenv(name, str(tmp_path))
+    monkeypatch.setenv("WANDB_SILENT", "true")
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        run = wandb.init(mode="offline", dir=tmp_path, project="pruning", settings=wandb.Settings(console="off"))
+        report.log(run if passed == "run" else wandb, step=4)
+        run.finish()
+    (file,) = tmp_path.rglob("*.wandb")
+    history, artifacts = told(file)
+    end = time.monotonic() + 30
+    while not (history and len(artifacts) == 3) and time.monotonic() < end:
+        time.sleep(0.1)  # its service writes the file, and may still be at it
+        history, artifacts = told(file)
     assert {name: value for name, value in history.items() if name.startswith("surgeon/")} == report.metrics()
     assert history["_step"] == 4
     assert artifacts == {"report.json", "report.txt", "plan.json"}

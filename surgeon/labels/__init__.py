@@ -1,0 +1,1 @@
+"""Run a model on labels, and solve what they say: which positions of which tensors go together."""
