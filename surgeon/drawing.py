@@ -6,13 +6,15 @@ import os
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from math import ceil
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import networkx as nx
 
 from surgeon.errors import SurgeonError
-from surgeon.groups import Group
 from surgeon.marks import fitted
+
+if TYPE_CHECKING:
+    from surgeon.groups import Group
 
 # Light colours that black text is read on; groups take turns. What stays is grey.
 COLOURS = (

@@ -40,6 +40,11 @@ class Finetuned:
     best     number of the epoch whose weights the model has; None without ``validate``, where the last ones stay
     steps    optimizer steps taken
     renormed whether the statistics of batch norms that were taken anew after training were kept
+
+    Examples
+    --------
+    >>> tuned = surgeon.finetune(model, loader, epochs=2)
+    >>> print(tuned.history[-1].loss, tuned.steps)
     """
 
     history: tuple[Epoch, ...]
