@@ -18,7 +18,7 @@ from matplotlib.figure import Figure
 from torch import nn
 
 import surgeon
-from surgeon.drawing import COLOURS, GREY, colours, placed, to_dot
+from surgeon.drawing import COLOURS, GREY, colours, owners, placed, to_dot
 from tests.nets import Residual, image
 
 with warnings.catch_warnings():
@@ -45,9 +45,9 @@ def test_every_layer_is_drawn_in_the_colour_of_its_group(graph: Any) -> None:
 
 
 def test_what_stays_is_grey(graph: Any) -> None:
-    owners = graph._owners()
-    assert owners == {"stem": "stem", "conv1": "conv1", "bn1": "conv1", "conv2": "stem", "head": None}
-    assert colours(owners)["head"] == GREY and colours(owners)["stem"] == COLOURS[0]
+    found = owners(graph.layers, graph.free)
+    assert found == {"stem": "stem", "conv1": "conv1", "bn1": "conv1", "conv2": "stem", "head": None}
+    assert colours(found)["head"] == GREY and colours(found)["stem"] == COLOURS[0]
 
 
 class Deep(nn.Module):
