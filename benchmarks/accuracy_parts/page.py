@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from statistics import mean, stdev
 from typing import Any
 
 from benchmarks.accuracy_parts.methods import FULL, METHODS
+from benchmarks.tables import RESULTS
 
 Row = dict[str, Any]
 Line = dict[str, Any]
@@ -150,6 +152,7 @@ def page(rows: Sequence[Row], where: str) -> str:
     parts += ["## Where torch-pruning is ahead of plain L1 here", "", *_peer_ahead(rows), ""]
     parts += ["## New statistics behind a refit", "", *_statistics(rows), ""]
     parts += ["## FLOPs that were not used up", "", *_under(rows)]
+    parts += _training(RESULTS / "training.json")
     return "\n".join(parts) + "\n"
 
 
@@ -198,6 +201,21 @@ def _cell(row: Row, stage: str, best: float) -> str:
 def _kept(row: Row, stage: str) -> float:
     """Return accuracy less that of the network on the same images, so that rows on other images compare."""
     return round(row[stage] - row["not cut"], 2)
+
+
+def _training(path: Path) -> Iterator[str]:
+    """Repeat the table of cuts in the middle of training, where it has been measured."""
+    if not path.exists():
+        return
+    data = json.loads(path.read_text())
+    columns = ("network", "start", "method", "accuracy", "not cut", "FLOPs left", "cuts", "epochs", "seeds", "images")
+    yield from ("", "## Cutting once or in steps, for the same training", "", *data["notes"], "")
+    yield "Written by `benchmarks/training.py`, whose results have the times as well."
+    yield from ("", "| " + " | ".join(columns) + " |", "|" + "---|" * len(columns))
+    for row in data["rows"]:
+        spread = row.get("± accuracy")
+        shown = row | {"accuracy": row["accuracy"] + (f" ± {spread}" if spread else "")}
+        yield "| " + " | ".join(str(shown[name]) for name in columns) + " |"
 
 
 # -- what the rows say -------------------------------------------------------------------------------
