@@ -117,7 +117,8 @@ $ python -m tests.torchvision_stub benchmarks/accuracy.py resnet20 --budgets 0.5
 ```
 
 The rows `l1 + bias`, `l1 + merge` and `l1 + noise` are from before what they write was checked layer by layer; on the
-ResNet-20, with the check and all 10,000 images, L1 with `bias` has 73.6 at 0.7 and 34.7 at 0.5, with `merge` 74.1 and 48.4.
+ResNet-20, with the check and all 10,000 images, L1 with `bias` has 73.6 at 0.7 and 34.7 at 0.5, with `merge` 74.1 and
+48.4.
 
 Rows are kept in `benchmarks/results/accuracy.jsonl`: a run that was stopped goes on where it was, and the page holds
 what has been measured so far. The ResNets need `../shared/data`; the other networks are trained first, each in less
