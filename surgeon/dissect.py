@@ -11,6 +11,7 @@ import numpy as np
 from surgeon.graph import DependencyGraph
 from surgeon.groups import Group, Place
 from surgeon.plan import Plan
+from surgeon.plan.describe import units_of
 from surgeon.report.anatomy import Anatomy, Coupling, Histogram, LayerPart, Member
 
 # Bars of a histogram, at most: they are drawn a few pixels wide.
@@ -36,7 +37,8 @@ def dissect(graph: DependencyGraph, scores: Mapping[str, Any], plan: Plan) -> An
     >>> plan = surgeon.plan(graph, scores, flops=0.5)
     >>> report = replace(surgeon.compare(model, surgeon.operate(model, plan), x), anatomy=dissect(graph, scores, plan))
     """
-    gone = _gone(graph, plan)
+    gone = np.zeros(graph.solution.closure.shape[0], bool)
+    gone[units_of(graph, plan)] = True
     removed = {cut.name: cut.removed for cut in plan.groups}
     ties = _ties(graph)
     groups = tuple(
@@ -51,22 +53,6 @@ def dissect(graph: DependencyGraph, scores: Mapping[str, Any], plan: Plan) -> An
         groups=groups,
         ops=dict(Counter(op.name for op in graph.flow.ops).most_common()),
     )
-
-
-def _gone(graph: DependencyGraph, plan: Plan) -> np.ndarray:
-    """Return which units a plan removes, ``[units]``, read off what it leaves of the parameters."""
-    held, alive = np.zeros((2, graph.solution.classes), bool)
-    for place in graph.places:
-        cut = plan.cuts.get(place.parameter)
-        stays = np.ones(len(place.classes), bool)
-        # Rows and cells of a table lie along one dimension; what is left there is left by both.
-        for selection in cut.selections if cut is not None else ():
-            if selection.dims == place.dims:
-                stays &= np.isin(np.arange(selection.of), selection.keep)
-        held[place.classes] = True
-        alive[place.classes[stays]] = True
-    reach = graph.solution.closure
-    return np.asarray((reach @ alive.astype(np.int32) == 0) & (reach @ held.astype(np.int32) > 0))
 
 
 def _ties(graph: DependencyGraph) -> list[tuple[str, ...]]:

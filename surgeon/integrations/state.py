@@ -9,6 +9,7 @@ from typing import Any
 import torch
 
 from surgeon.errors import FileError
+from surgeon.files.atomic import replacing
 from surgeon.pruner import Pruner
 
 FILE = "surgeon.pt"
@@ -16,10 +17,8 @@ FILE = "surgeon.pt"
 
 def write(pruner: Pruner, folder: str | os.PathLike[str]) -> None:
     """Write a pruner's state into a checkpoint's folder, whole or not at all."""
-    path = Path(folder) / FILE
-    partial = path.with_suffix(".part")
-    torch.save(pruner.state_dict(), partial)
-    os.replace(partial, path)
+    with replacing(Path(folder) / FILE) as temporary:
+        torch.save(pruner.state_dict(), temporary)
 
 
 def read(folder: str | os.PathLike[str]) -> Any:

@@ -22,6 +22,7 @@ from surgeon.latency.model import calibrate, latency_cost
 from surgeon.modules import Model, bare, evaluating
 from surgeon.operate import operate
 from surgeon.plan.cost import Cost
+from surgeon.plan.describe import units_of
 from surgeon.plan.plan import Plan
 
 if TYPE_CHECKING:
@@ -224,16 +225,8 @@ def _solved(solve: Solve, cost: Cost, limit: float, initial: np.ndarray) -> tupl
 
 def counts_under(graph: DependencyGraph, plan: Plan) -> np.ndarray:
     """Return what a plan leaves of each counted width, ``[counts]``."""
-    gone, placed = (np.zeros(graph.solution.classes, np.int32) for _ in range(2))
-    for place in graph.places:
-        placed[place.classes] = 1
-        for selection in plan.cuts[place.parameter].selections if place.parameter in plan.cuts else ():
-            if selection.dims == place.dims:
-                gone[np.delete(place.classes, selection.keep)] = 1
-    # A unit is gone if all that it takes from parameters is; rows of a table, say, are in no parameter themselves.
-    reach = graph.solution.closure
     units = np.concatenate([np.zeros(0, np.int64), *(group.units for group in graph.free)])
-    return left(graph, units[(reach @ gone > 0)[units] & (reach @ gone == reach @ placed)[units]])
+    return left(graph, np.intersect1d(units, units_of(graph, plan)))
 
 
 def share_of(asked: float | str, whole: float) -> float:

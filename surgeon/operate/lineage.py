@@ -5,7 +5,7 @@ from __future__ import annotations
 import weakref
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import cast
 
 from torch import nn
 from torch.utils.weak import WeakIdKeyDictionary
@@ -40,16 +40,21 @@ class Descent:
         if self.new is not None:
             return self.new
         small = self.small()
-        return dict(small.named_parameters(remove_duplicate=False)).get(self.name) if small is not None else None
+        return parameters(small).get(self.name) if small is not None else None
 
 
 # Parameter -> its descents. Successors never refer to their ancestors, so an entry goes with its parameter.
 _descents = WeakIdKeyDictionary()
 
 
+def parameters(model: nn.Module) -> dict[str, nn.Parameter]:
+    """Return parameters under all their names."""
+    return cast(dict[str, nn.Parameter], named_tensors(model, ("_parameters",)))
+
+
 def remember(before: Mapping[str, nn.Parameter], small: nn.Module, plan: Plan, inplace: bool) -> None:
     """Note what a cut made of every parameter of a model; in place, of those that it replaced."""
-    after: dict[str, Any] = named_tensors(small, ("_parameters",))
+    after = parameters(small)
     for name, old in before.items():
         new = after[name]
         if inplace and new is old:

@@ -13,7 +13,7 @@ from torch.optim.swa_utils import AveragedModel
 
 from surgeon.errors import MigrateError, PlanMismatch
 from surgeon.modules import bare, first_names, named_tensors
-from surgeon.operate.lineage import descents
+from surgeon.operate.lineage import descents, parameters
 from surgeon.operate.moments import cut_state, powers
 from surgeon.operate.operate import operate
 from surgeon.operate.select import shrunk
@@ -150,7 +150,7 @@ def _successors(
 
 
 def _by_name(model: nn.Module, small: nn.Module) -> tuple[nn.Module, dict[int, _Successor]]:
-    after = dict(small.named_parameters(remove_duplicate=False))
+    after = parameters(small)
     before = dict(model.named_parameters())
     missing = sorted(before.keys() - after.keys())
     if missing:

@@ -6,7 +6,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from surgeon.plan.plan import Cut, Plan, Scale
+from surgeon.operate.select import flags
+from surgeon.plan.plan import Plan, Scale
 
 # Indexing moves values and never looks at them; integers of the same size have kernels for it everywhere.
 _SAME_SIZE = {1: torch.uint8, 2: torch.int16, 4: torch.int32, 8: torch.int64}
@@ -23,7 +24,7 @@ class Sieve:
         self.scales = [scale for scale in plan.scales if scale.parameter == name]
         dims = [s.dims for s in self.cut.selections]
         self.apart = len(set(dims)) == len(dims) and all(len(d) == 1 for d in dims)
-        self.flags = [] if self.apart else _flags(self.cut)
+        self.flags = [] if self.apart else flags(self.cut)
 
     def __call__(self, where: tuple[slice, ...], values: Tensor) -> Tensor:
         """Return the survivors of a piece, contiguous, and maybe in the memory of ``values``."""
@@ -45,9 +46,9 @@ class Sieve:
 
     def _alive(self, where: tuple[slice, ...], values: Tensor) -> Tensor:
         alive = torch.ones((), dtype=torch.bool)
-        for flags in self.flags:
-            here = tuple(s if n > 1 else slice(None) for s, n in zip(where, flags.shape))
-            alive = alive & flags[here]
+        for keep in self.flags:
+            here = tuple(s if n > 1 else slice(None) for s, n in zip(where, keep.shape))
+            alive = alive & keep[here]
         return alive.expand(values.shape)
 
 
@@ -58,16 +59,6 @@ def _taken(values: Tensor, dim: int, index: np.ndarray) -> Tensor:
     # Along the last dimension several times as fast as torch's. No index is beyond the end; "clip" needs no copy.
     np.take(values.numpy(), index, dim, picked.numpy(), mode="clip")
     return picked
-
-
-def _flags(cut: Cut) -> list[Tensor]:
-    """Return which positions each selection keeps, with size 1 along the other dimensions."""
-    found = []
-    for s in cut.selections:
-        flags = torch.zeros(s.of, dtype=torch.bool)
-        flags[torch.from_numpy(s.keep)] = True
-        found.append(flags.view([size if d in s.dims else 1 for d, size in enumerate(cut.shape)]))
-    return found
 
 
 def _factors(scale: Scale, where: tuple[slice, ...], values: Tensor) -> Tensor:

@@ -62,12 +62,19 @@ def spread(scale: Scale, tensor: Tensor) -> Tensor:
 def mask(tensor: Tensor, cut: Cut) -> Tensor:
     """Return which positions survive, bool of the tensor's shape."""
     alive = torch.ones((), dtype=torch.bool, device=tensor.device)
-    for s in cut.selections:
-        flags = torch.zeros(s.of, dtype=torch.bool)
-        flags[torch.from_numpy(s.keep)] = True
-        shape = [size if d in s.dims else 1 for d, size in enumerate(cut.shape)]
-        alive = alive & flags.view(shape).to(tensor.device)
+    for keep in flags(cut):
+        alive = alive & keep.to(tensor.device)
     return alive.expand(tensor.shape)
+
+
+def flags(cut: Cut) -> list[Tensor]:
+    """Return which positions each selection keeps, bool with size 1 along the other dimensions."""
+    found = []
+    for s in cut.selections:
+        keep = torch.zeros(s.of, dtype=torch.bool)
+        keep[torch.from_numpy(s.keep)] = True
+        found.append(keep.view([size if d in s.dims else 1 for d, size in enumerate(cut.shape)]))
+    return found
 
 
 def _layout(tensor: Tensor) -> torch.memory_format:

@@ -15,8 +15,9 @@ from torch.optim import Optimizer
 from surgeon.errors import PrunerError
 from surgeon.modules import as_arguments, entering, evaluating, named_tensors, tensors_in, untouched
 from surgeon.operate import operate
+from surgeon.operate.select import flags
 from surgeon.plan import Plan
-from surgeon.pruner.original import units_of
+from surgeon.plan.describe import units_of
 
 logger = logging.getLogger("surgeon.pruner")
 
@@ -157,13 +158,4 @@ def gap(masked: nn.Module, small: nn.Module, example_inputs: Any, method: str) -
 
 def _dead(tensors: Mapping[str, Tensor], plan: Plan) -> dict[str, list[Tensor]]:
     """Return where each tensor is masked: flags with size 1 along all dimensions that they do not depend on."""
-    found = {}
-    for name, cut in plan.cuts.items():
-        flags = []
-        for s in cut.selections:
-            gone = torch.ones(s.of, dtype=torch.bool)
-            gone[torch.from_numpy(s.keep)] = False
-            shape = [size if d in s.dims else 1 for d, size in enumerate(cut.shape)]
-            flags.append(gone.view(shape).to(tensors[name].device))
-        found[name] = flags
-    return found
+    return {name: [~keep.to(tensors[name].device) for keep in flags(cut)] for name, cut in plan.cuts.items()}

@@ -13,6 +13,7 @@ import numpy as np
 from surgeon.errors import BudgetError, InfeasibleBudget, NothingPrunable
 from surgeon.graph import DependencyGraph
 from surgeon.plan import Plan
+from surgeon.plan.describe import units_of
 from surgeon.plan.ladders import ladders, limits, movable
 from surgeon.plan.make import COSTS, check, multiple
 from surgeon.plan.make import plan as make_plan
@@ -56,31 +57,6 @@ class Left:
 
     def __str__(self) -> str:
         return f"{self.graph}, {len(self.labels)} labels left"
-
-
-def units_of(graph: DependencyGraph, plan: Plan) -> np.ndarray:
-    """Return the units that a plan for the graph's model removes."""
-    stays, seen = (np.zeros(graph.solution.classes, bool) for _ in range(2))
-    for place in graph.places:
-        seen[place.classes] = True
-        cut = plan.cuts.get(place.parameter)
-        here = place.classes if cut is None else place.classes[_kept(place.dims, cut.shape, cut.selections)]
-        stays[here] = True  # where a row goes, its cells go too, but what they stand for may stay in other rows
-    closure = graph.solution.closure
-    left, shown = closure @ (seen & stays).astype(np.int64), closure @ seen.astype(np.int64)
-    return np.flatnonzero((left == 0) & (shown > 0))
-
-
-def _kept(dims: tuple[int, ...], shape: tuple[int, ...], selections: Any) -> np.ndarray:
-    """Return which positions along some dimensions stay, bool, flattened; selections may be of more dimensions."""
-    here = [s for s in selections if {*s.dims} & {*dims}]
-    wide = sorted({*dims}.union(*(s.dims for s in here)))
-    alive = np.ones([shape[d] for d in wide], bool)
-    for s in here:
-        flags = np.zeros(s.of, bool)
-        flags[s.keep] = True
-        alive &= flags.reshape([shape[d] if d in s.dims else 1 for d in wide])
-    return np.asarray(alive.any(axis=tuple(i for i, d in enumerate(wide) if d not in dims)).ravel())
 
 
 class Original:

@@ -10,6 +10,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from surgeon.plan.describe import units_of
 from surgeon.plan.ladders import movable
 from surgeon.plan.plan import Plan
 
@@ -73,17 +74,9 @@ class UnitSums:
         return {name: self.graph.tensor(name) for name in self.places}
 
     def removed(self, plan: Plan) -> Tensor:
-        """Return which units a plan for the graph's model takes: those of which it leaves nothing, bool ``[units]``."""
-        left = np.zeros(self.graph.solution.classes, np.int64)
-        for place in self._flat():
-            cut = plan.cuts.get(place.parameter)
-            alive = np.ones(len(place.classes), bool)
-            for selection in cut.selections if cut is not None else ():
-                if selection.dims == place.dims:
-                    alive[:] &= np.isin(np.arange(selection.of), selection.keep)
-            left[place.classes[alive]] = 1
-        reach = self.graph.solution.closure[np.concatenate([group.units for group in self.chosen])]
-        return torch.from_numpy(np.asarray(reach @ left) == 0)
+        """Return which units a plan for the graph's model takes, bool ``[units]``."""
+        units = np.concatenate([np.zeros(0, np.int64), *(group.units for group in self.chosen)])
+        return torch.from_numpy(np.isin(units, units_of(self.graph, plan)))
 
     def __call__(self, function: Callable[[Tensor], Tensor] = torch.square) -> Tensor:
         """Return the sum of a function of each weight over every unit, ``[units]``, in float32 at least."""

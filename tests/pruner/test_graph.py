@@ -11,7 +11,8 @@ import torch
 import surgeon
 from surgeon.graph import DependencyGraph
 from surgeon.plan import cost as costs
-from surgeon.pruner.original import Left, Options, Original, units_of
+from surgeon.plan.describe import units_of
+from surgeon.pruner.original import Left, Options, Original
 from tests.zoo import build
 
 # Residual streams, grouped and depthwise convolutions, dense concatenation, attention by heads and grouped queries,
